@@ -1,0 +1,1 @@
+"""Reading and writing checkpoints: the release's own files and other layouts."""

@@ -1,0 +1,1 @@
+"""The serving engine: cache, scheduler, compiled steps, and the thread that drives them."""

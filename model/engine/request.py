@@ -1,0 +1,92 @@
+"""What the engine is asked and what it answers, by vLLM's names. No JAX."""
+
+import dataclasses
+import hashlib
+
+from schemas.error import RowError
+from schemas.sampling import SamplingParams
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt to complete.
+
+    Attributes:
+      prompt_token_ids: the prompt; at least one token.
+      params: how to continue it.
+      address: what its randomness derives from, such as run seed and row id; two requests with
+        equal address, prompt and parameters get equal completions, whatever runs beside them.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    address: str = ""
+
+    def sample_key(self, sample_index: int) -> tuple[int, int]:
+        """The two 32-bit words that seed one sample; positions are folded in on the device."""
+        source = f"row:{self.address}"
+        if self.params.seed is not None:
+            source = f"seed:{self.params.seed}"
+        digest = hashlib.blake2b(f"{source}|{sample_index}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probabilities at one position, of the raw logits.
+
+    Attributes:
+      token_id: the token that stands there.
+      logprob: its log-probability.
+      rank: how many tokens of the vocabulary are at least as likely, itself included (1 = likeliest).
+      top_token_ids: the likeliest tokens, likeliest first, as many as were asked for.
+      top_logprobs: their log-probabilities.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_token_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionOutput:
+    """One completion of a prompt.
+
+    Attributes:
+      index: which of the ``n`` samples.
+      text: the completion decoded as the prompt's continuation; empty without a tokenizer.
+      token_ids: all tokens drawn, the one that stopped it included.
+      cumulative_logprob: sum of the tokens' log-probabilities.
+      logprobs: one entry a token, or None if not asked for.
+      finish_reason: ``stop`` or ``length``.
+      stop_reason: the stop string or stop token id that ended it; None at EOS and ``length``.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    cumulative_logprob: float
+    logprobs: tuple[TokenLogprob, ...] | None
+    finish_reason: str
+    stop_reason: str | int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOutput:
+    """The answer to one request: its completions, or the error that took their place.
+
+    Attributes:
+      prompt_token_ids: the prompt as it was run.
+      outputs: ``n`` completions in order of their index; empty on error.
+      prompt_logprobs: one entry a prompt token, None for the first; or None if not asked for.
+      cached_tokens: prompt tokens whose cache entries another request had already computed.
+      error: why there is no completion, or None.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    cached_tokens: int = 0
+    error: RowError | None = None

@@ -1,0 +1,109 @@
+"""Every weight of the network, declared once: name, shape, logical axes, precision.
+
+Checkpoint readers, sharding rules, quantisation and ``synth`` all derive from this table. It needs
+no JAX, so that a machine without one can tell whether a checkpoint is complete.
+"""
+
+import dataclasses
+
+from model.config import Grok1Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """One weight.
+
+    Attributes:
+      name: its name in the parameter tree.
+      release_name: its name in the release, within the layer if ``per_layer``.
+      shape: [..., in, out] for matrices; [E, in, out] for experts'.
+      axes: the logical axis of each dimension, looked up in ``sharding.RULES``.
+      quantized: stored as int8 with bfloat16 scales in the release, else float32.
+      groups: G, the scale groups along the contracted (second to last) axis, if quantised.
+      per_layer: whether each layer has its own.
+    """
+
+    name: str
+    release_name: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    quantized: bool = False
+    groups: int = 1
+    per_layer: bool = True
+
+    @property
+    def scales_shape(self) -> tuple[int, ...]:
+        """[..., G, out]: shape of the scales beside a quantised weight."""
+        return (*self.shape[:-2], self.groups, self.shape[-1])
+
+
+def declare(config: Grok1Config) -> dict[str, Param]:
+    """All weights by name; ``linear`` is the gate, ``linear_v`` up, ``linear_1`` down."""
+    c = config
+    d, f, e = c.emb_size, c.ffn_size, c.num_experts
+    q, kv = c.num_q_heads * c.key_size, c.num_kv_heads * c.key_size
+    g = c.model_shards
+    mha = "multi_head_attention"
+    params = [
+        Param(
+            "embedding",
+            "language_model/in_out_embed/embeddings",
+            (c.vocab_size, d),
+            ("vocab", "embed"),
+            per_layer=False,
+        ),
+        Param("final_norm", "language_model/rms_norm/scale", (d,), ("embed",), per_layer=False),
+        Param("attn_norm", "rms_norm/scale", (d,), ("embed",)),
+        Param("query", f"{mha}/query/w", (d, q), ("embed", "heads"), quantized=True),
+        Param("key", f"{mha}/key/w", (d, kv), ("embed", "kv_heads"), quantized=True),
+        Param("value", f"{mha}/value/w", (d, kv), ("embed", "kv_heads"), quantized=True),
+        Param("attn_out", f"{mha}/linear/w", (q, d), ("heads", "embed"), quantized=True, groups=g),
+        Param("attn_post_norm", "rms_norm_1/scale", (d,), ("embed",)),
+        Param("moe_norm", "rms_norm_2/scale", (d,), ("embed",)),
+        Param("router", "router/w", (d, e), ("embed", None)),
+        Param("gate", "moe/linear/w", (e, d, f), ("experts", "embed", "ffn"), quantized=True),
+        Param("up", "moe/linear_v/w", (e, d, f), ("experts", "embed", "ffn"), quantized=True),
+        Param(
+            "down",
+            "moe/linear_1/w",
+            (e, f, d),
+            ("experts", "ffn", "embed"),
+            quantized=True,
+            groups=g,
+        ),
+        Param("moe_post_norm", "rms_norm_3/scale", (d,), ("embed",)),
+    ]
+    return {param.name: param for param in params}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint: a parameter, of one layer where each layer has its own.
+
+    Attributes:
+      param: its declaration.
+      layer: the layer, or None for a weight of the whole model.
+    """
+
+    param: Param
+    layer: int | None
+
+    @property
+    def release_name(self) -> str:
+        """Its full name in the release."""
+        if self.layer is None:
+            return f"params/{self.param.release_name}"
+        return f"params/transformer/decoder_layer_{self.layer}/{self.param.release_name}"
+
+    @property
+    def label(self) -> str:
+        """How messages and files of ours call it."""
+        return self.param.name if self.layer is None else f"layers.{self.layer}.{self.param.name}"
+
+
+def tensors(config: Grok1Config) -> list[Tensor]:
+    """All tensors of a checkpoint, the model's own first, then layer by layer."""
+    params = declare(config).values()
+    whole = [Tensor(p, None) for p in params if not p.per_layer]
+    layers = [Tensor(p, i) for i in range(config.num_layers) for p in params if p.per_layer]
+    return whole + layers

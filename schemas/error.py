@@ -1,0 +1,52 @@
+"""Everything that can be wrong with a row or a set-up, each with what the user can do about it."""
+
+import dataclasses
+import enum
+
+
+class ErrorCode(enum.StrEnum):
+    """Code of a row that could not be completed; the value stands in column ``error_code``."""
+
+    PROMPT_MISSING = "prompt_missing"
+    PROMPT_TYPE = "prompt_type"
+    PROMPT_AMBIGUOUS = "prompt_ambiguous"
+    PROMPT_EMPTY = "prompt_empty"
+    TOKEN_ID_OUT_OF_RANGE = "token_id_out_of_range"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    INVALID_PARAMETER = "invalid_parameter"
+    ENGINE_FAILURE = "engine_failure"
+
+
+REMEDIES: dict[ErrorCode, str] = {
+    ErrorCode.PROMPT_MISSING: "fill `prompt` or `prompt_token_ids`, or drop the row",
+    ErrorCode.PROMPT_TYPE: "store the prompt as a string, or its tokens as a list of integers",
+    ErrorCode.PROMPT_AMBIGUOUS: "give `prompt` or `prompt_token_ids`, not both",
+    ErrorCode.PROMPT_EMPTY: "give at least one token, or set --bos=always",
+    ErrorCode.TOKEN_ID_OUT_OF_RANGE: "use the tokenizer that belongs to the checkpoint",
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: "shorten the prompt or max_tokens, or set --over-length",
+    ErrorCode.INVALID_PARAMETER: "correct the value in its column; bounds are vLLM's",
+    ErrorCode.ENGINE_FAILURE: "run again: the row is retried; report it if it fails twice",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RowError:
+    """Why one row has no completion.
+
+    Attributes:
+      code: the machine-readable reason.
+      message: one sentence for a person, with the offending value's size or bounds.
+      param: the parameter or column at fault, or None.
+    """
+
+    code: ErrorCode
+    message: str
+    param: str | None = None
+
+    def sentence(self) -> str:
+        """The message with its remedy, as it is shown to the user."""
+        return f"{self.message} ({REMEDIES[self.code]})"
+
+
+class SetupError(Exception):
+    """A wrong set-up, found before any model loads: one sentence says what, where, and the remedy."""
