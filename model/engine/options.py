@@ -1,0 +1,92 @@
+"""How an engine is set up. No JAX: a submitting machine builds these too."""
+
+import dataclasses
+
+from schemas.error import SetupError
+
+NUMERICS = ("release", "bf16", "float32")
+"""Numerics modes. ``release`` rounds to bfloat16 where the release does; ``bf16`` keeps bfloat16
+activations, quantised weights with scales after the product, and float32 sums; ``float32`` is for
+tests and truth."""
+
+NUMERICS_VERSION = 1
+"""Bumped by hand when a change of the code changes the bits of a result."""
+
+COLLECTIVES = ("ordered", "psum")
+"""How partial sums of devices meet: in rank order (bitwise the same for every row), or psum."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Settings of one engine; a None is chosen from the machine and recorded in ``provenance``.
+
+    Attributes:
+      numerics: one of ``NUMERICS``.
+      slots: sequences decoded at once.
+      max_context: longest prompt plus completion kept in the cache, in tokens; at most the model's.
+      block_size: C, tokens of a cache page; prompts are cut and prefixes shared at its multiples.
+      cache_tokens: capacity of the cache over all sequences.
+      devices: devices of the tensor-parallel mesh, 1, 2, 4 or 8.
+      collectives: one of ``COLLECTIVES``.
+      prefill_rows: prompt tokens of one prefill step.
+      steps_per_round: decode steps on the device between two looks of the host.
+    """
+
+    numerics: str = "bf16"
+    slots: int | None = None
+    max_context: int | None = None
+    block_size: int | None = None
+    cache_tokens: int | None = None
+    devices: int | None = None
+    collectives: str = "ordered"
+    prefill_rows: int | None = None
+    steps_per_round: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("numerics", NUMERICS), ("collectives", COLLECTIVES)):
+            if getattr(self, name) not in allowed:
+                raise SetupError(
+                    f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        for name in ("slots", "max_context", "block_size", "cache_tokens", "prefill_rows",
+                     "steps_per_round"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                flag = name.replace("_", "-")
+                raise SetupError(f"--{flag} must be a positive integer, got {value!r}")
+        if self.devices not in (None, 1, 2, 4, 8):
+            raise SetupError(f"--devices must be 1, 2, 4 or 8, got {self.devices!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """Counters of an engine since it was made.
+
+    Attributes:
+      load_seconds: reading and placing the weights.
+      compile_seconds: compiling the steps.
+      busy_seconds: time with at least one request in the engine.
+      requests: requests answered.
+      prompt_tokens: prompt tokens of answered requests.
+      prefilled_tokens: prompt tokens computed, less than the former where prefixes were shared.
+      completion_tokens: tokens drawn and kept.
+      decode_rows: rows of all decode steps, used or not.
+      decode_rows_used: those that held a live sequence.
+      decode_rows_waiting: rows left empty while a request waited for a slot.
+    """
+
+    load_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    requests: int = 0
+    prompt_tokens: int = 0
+    prefilled_tokens: int = 0
+    completion_tokens: int = 0
+    decode_rows: int = 0
+    decode_rows_used: int = 0
+    decode_rows_waiting: int = 0
+
+    @property
+    def slot_occupancy(self) -> float:
+        """Share of decode rows that held a live sequence; 0 before the first step."""
+        return self.decode_rows_used / self.decode_rows if self.decode_rows else 0.0
