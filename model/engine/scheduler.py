@@ -7,6 +7,7 @@ ahead and a row whose sequence ends takes the next at once.
 
 import collections
 import dataclasses
+from typing import Any
 
 from model.engine.cache import PagePool
 from model.engine.request import Request
@@ -28,7 +29,7 @@ class Prompt:
     """
 
     request: Request
-    ticket: object
+    ticket: Any
     pages: list[int] = dataclasses.field(default_factory=list)
     tail: int | None = None
     computed: int = -1
@@ -55,14 +56,12 @@ class Sequence:
       index: which sample.
       slot: where its state is on the device.
       pages: all its pages in order; it holds those after the prompt's whole blocks.
-      tokens: drawn so far.
     """
 
     prompt: Prompt
     index: int
     slot: int
     pages: list[int]
-    tokens: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,6 +120,11 @@ class Scheduler:
         return not self._queue and not self.running
 
     @property
+    def admitted(self) -> bool:
+        """Whether ``plan`` has anything to say."""
+        return bool(self._to_compute)
+
+    @property
     def tokens_to_compute(self) -> int:
         """Prompt tokens of admitted sequences that have not been planned."""
         return sum(p.cached_length - max(p.computed, 0) for p, _ in self._to_compute)
@@ -130,7 +134,7 @@ class Scheduler:
         longest = len(request.prompt_token_ids) + request.params.max_tokens - 1
         return -(-longest // self._pool.block_size)
 
-    def add(self, request: Request, ticket: object) -> Prompt:
+    def add(self, request: Request, ticket: Any) -> Prompt:
         """Queues a request."""
         prompt = Prompt(request, ticket, waiting=request.params.n)
         self.waiting += prompt.waiting
@@ -158,6 +162,8 @@ class Scheduler:
     def plan(self, rows: int, blocks: int) -> tuple[list[Segment], list[Admission]]:
         """The next prompt tokens to run, at most ``rows`` in at most ``blocks`` segments.
 
+        Prompts that are scored run in a step of their own kind, so a plan holds one kind only.
+
         Returns:
           Segments, and the sequences whose prompts are complete with them.
         """
@@ -165,6 +171,8 @@ class Scheduler:
         admissions: list[Admission] = []
         while self._to_compute:
             prompt, waiting = self._to_compute[0]
+            if segments and segments[0].prompt.private != prompt.private:
+                break
             while prompt.computed < prompt.cached_length:
                 segment = self._next_segment(prompt)
                 if len(segments) == blocks or segment.stop - segment.start > rows:
