@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from model.checkpoint.base import HostTensor
 from model.config import Grok1Config
 from model.numerics import MODES, Numerics
 from model.params import Param, Tensor, declare, tensors
@@ -45,8 +46,8 @@ def choose_layout(platform: str, numerics: Numerics) -> Layout:
     )
 
 
-Read = Callable[[Tensor], tuple[np.ndarray, np.ndarray | None]]
-"""Reads one tensor of a checkpoint: values [..., in, out], and scales [..., G, out] or None."""
+Read = Callable[[Tensor], HostTensor]
+"""Reads one tensor of a checkpoint into host memory."""
 
 
 def load_params(
@@ -55,7 +56,7 @@ def load_params(
     mesh: Mesh,
     numerics: Numerics,
     layout: Layout,
-    progress: Callable[[Tensor, int], None] = lambda tensor, size: None,
+    progress: Callable[[int], None] = lambda size: None,
 ) -> Params:
     """Reads a checkpoint tensor by tensor onto the devices of a mesh.
 
@@ -65,14 +66,14 @@ def load_params(
       mesh: each of its devices gets its part.
       numerics: the mode; decides what float32 weights become.
       layout: how they lie there.
-      progress: called with each tensor and its bytes once it has been placed.
+      progress: told of each tensor's bytes once it has been placed.
     """
     count = config.num_layers
     params: Params = {}
     layers: list[dict[str, Weight]] = [{} for _ in range(1 if layout.stacked else count)]
     for tensor in tensors(config):
-        values, scales = read(tensor)
-        weight = _place(tensor.param, values, scales, mesh, numerics, layout)
+        host = read(tensor)
+        weight = _place(tensor.param, host, mesh, numerics, layout)
         if tensor.layer is None:
             params[tensor.param.name] = weight
         elif not layout.stacked:
@@ -83,8 +84,9 @@ def load_params(
                 stack = jax.tree.map(lambda w: _empty_stack(w, count), weight)
             insert = jax.tree.map(lambda s, w: _insert(s, w, tensor.layer), stack, weight)
             layers[0][tensor.param.name] = insert
-        progress(tensor, values.nbytes + (0 if scales is None else scales.nbytes))
+        progress(host.nbytes)
     params["layers"] = layers[0] if layout.stacked else tuple(layers)
+    params["head"] = _cast(params["embedding"], numerics.operand)
     return params
 
 
@@ -102,6 +104,7 @@ def param_specs(config: Grok1Config, layout: Layout) -> Params:
     layer = {name: spec(p) for name, p in declared.items() if p.per_layer}
     specs: Params = {name: spec(p) for name, p in declared.items() if not p.per_layer}
     specs["layers"] = layer if layout.stacked else (layer,) * config.num_layers
+    specs["head"] = specs["embedding"]
     return specs
 
 
@@ -124,6 +127,7 @@ def abstract_params(
     layer = {name: describe(p) for name, p in declared.items() if p.per_layer}
     tree: Params = {name: describe(p) for name, p in declared.items() if not p.per_layer}
     tree["layers"] = layer if layout.stacked else (layer,) * config.num_layers
+    tree["head"] = (declared["embedding"].shape, numerics.operand)
     return jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(*leaf, sharding=NamedSharding(mesh, spec)),
         tree,
@@ -133,27 +137,26 @@ def abstract_params(
 
 
 def weight_dtype(param: Param, numerics: Numerics) -> jnp.dtype:
-    """What a weight that is no integer is held as: matrices enter products, vectors do not."""
-    if param.quantized or param.name == "embedding":
+    """What a weight that is no integer is held as: float32, unless the mode rounds it first."""
+    if param.quantized or (param.name == "embedding" and numerics.rounds):
         return numerics.operand
     return jnp.dtype(jnp.float32)
 
 
 def _place(
     param: Param,
-    values: np.ndarray,
-    scales: np.ndarray | None,
+    host: HostTensor,
     mesh: Mesh,
     numerics: Numerics,
     layout: Layout,
 ) -> Weight:
     sharding = NamedSharding(mesh, weight_spec(param))
-    if scales is None:
-        return _cast(_put(values, sharding), weight_dtype(param, numerics))
-    repeat = _groups(param, mesh.size) // scales.shape[-2]
-    scales = np.repeat(np.asarray(scales, np.float32), repeat, axis=-2)
+    if host.scales is None:
+        return _cast(_put(host.values, sharding), weight_dtype(param, numerics))
+    repeat = _groups(param, mesh.size) // host.scales.shape[-2]
+    scales = np.repeat(host.scales.astype(np.float32), repeat, axis=-2)
     weight = QuantizedTensor(
-        _put(values, sharding), _put(scales, NamedSharding(mesh, scales_spec(param)))
+        _put(host.values, sharding), _put(scales, NamedSharding(mesh, scales_spec(param)))
     )
     if layout.quantized:
         return QuantizedTensor(_cast(weight.values, layout.values), weight.scales)

@@ -30,18 +30,18 @@ class Routing:
     gates: jax.Array
 
 
-def route(x: jax.Array, router: jax.Array, config: Grok1Config) -> Routing:
-    """Softmax over all experts in float32, then the most likely ones; x [T, D], router [D, E]."""
-    logits = jnp.einsum(
-        "td,de->te", x.astype(jnp.float32), router, precision=lax.Precision.HIGHEST
-    )
+def router_logits(x: jax.Array, router: jax.Array) -> jax.Array:
+    """x [T, D] float32 times [D, E], in full float32: a near tie decides which expert is asked."""
+    return jnp.einsum("td,de->te", x, router, precision=lax.Precision.HIGHEST)
+
+
+def route(logits: jax.Array, config: Grok1Config) -> Routing:
+    """Softmax over all experts [T, E], then the most likely ones."""
     gates, experts = lax.top_k(jax.nn.softmax(logits), config.num_selected_experts)
     return Routing(experts, gates)
 
 
-def expert_ffn(
-    x: jax.Array, layer: dict[str, Weight], numerics: Numerics
-) -> jax.Array:
+def expert_ffn(x: jax.Array, layer: dict[str, Weight], numerics: Numerics) -> jax.Array:
     """(gelu(x gate) * (x up)) down, expert by expert: [E, R, D] -> [E, R, D] float32.
 
     Under tensor parallelism F is this device's part and the result a summand.

@@ -92,6 +92,10 @@ class Collectives:
             total = total + parts[rank].astype(jnp.float32)
         return total
 
+    def exact_sum_to_own_rows(self, partial: jax.Array) -> jax.Array:
+        """The same where all summands but one are zero, so that any order gives the same bits."""
+        return partial if self.size == 1 else lax.psum_scatter(partial, MODEL, tiled=True)
+
     def gather_rows(self, own: jax.Array) -> jax.Array:
         """[R / size, ...] -> [R, ...]: every device's rows on every device."""
         return own if self.size == 1 else lax.all_gather(own, MODEL, tiled=True)
@@ -101,6 +105,15 @@ class Collectives:
         if self.size == 1:
             return columns
         return lax.all_to_all(columns, MODEL, split_axis=0, concat_axis=1, tiled=True)
+
+    def gather_rows_with(self, own: jax.Array, facts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """``gather_rows`` of [R, D] and of float32 [R, X], whose bits travel in the same message."""
+        if self.size == 1:
+            return own, facts
+        words = lax.bitcast_convert_type(facts, own.dtype)
+        both = self.gather_rows(jnp.concatenate([own, words.reshape(len(own), -1)], axis=1))
+        words = both[:, own.shape[1] :].reshape(len(both), *words.shape[1:])
+        return both[:, : own.shape[1]], lax.bitcast_convert_type(words, jnp.float32)
 
     def gather_rows_tree(self, own):
         """``gather_rows`` of each array of a pytree."""

@@ -20,15 +20,16 @@ from jax import lax
 
 from model.attention import PagedCache, Place, Queries, attention, rotary
 from model.config import Grok1Config
-from model.moe import Routing, mixture, route
+from model.moe import Routing, mixture, route, router_logits
 from model.numerics import Numerics
 from model.quantization import Weight, matmul
 from model.sharding import Collectives
 
 Layer = dict[str, Weight]
 Params = dict[str, Any]
-"""``embedding`` [V, D], ``final_norm`` [D], and ``layers``: a tuple of ``Layer``, or one ``Layer``
-whose arrays have a leading axis L and which a loop walks through."""
+"""``embedding`` [V, D], the same as ``head`` in the precision of products, ``final_norm`` [D], and
+``layers``: a tuple of ``Layer``, or one ``Layer`` whose arrays have a leading axis L and which a
+loop walks through."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +135,10 @@ def transformer_layer(
         summand = matmul(mixed.astype(numerics.operand), layer["attn_out"], numerics)
         output = numerics.round(exchange.sum_to_own_rows(summand))
         hidden = numerics.round(hidden + norm(output, "attn_post_norm"))
-        x = exchange.gather_rows(norm(hidden, "moe_norm").astype(numerics.operand))
-        routing = route(x, layer["router"], config)
+        x = norm(hidden, "moe_norm")
+        logits = router_logits(x, layer["router"])
+        x, logits = exchange.gather_rows_with(x.astype(numerics.operand), logits)
+        routing = route(logits, config)
         return hidden, x, routing.experts, routing.gates
 
     def after_experts(hidden, summand):
@@ -158,7 +161,7 @@ def embed(net: Network, params: Params, tokens: jax.Array) -> jax.Array:
     mine = (local >= 0) & (local < len(table))
     vectors = jnp.where(mine[:, None], table[jnp.where(mine, local, 0)], 0)
     # One device has the row, the others add exact zeros.
-    vectors = exchange.sum_to_own_rows(vectors.astype(jnp.float32))
+    vectors = exchange.exact_sum_to_own_rows(vectors.astype(jnp.float32))
     scale = net.numerics.round(jnp.float32(net.config.embedding_multiplier_scale))
     return net.numerics.round(vectors * scale)
 

@@ -299,12 +299,11 @@ def _load_tokenizer(url: str | None, config: Grok1Config) -> Tokenizer | None:
 
 def _load(checkpoint: Checkpoint, plan: Plan, mesh: Mesh, progress: Progress) -> Params:
     done = 0
-    total = checkpoint.total_bytes
 
-    def placed(tensor, size: int) -> None:
+    def placed(size: int) -> None:
         nonlocal done
         done += size
-        progress("loading", done, total)
+        progress("loading", done, checkpoint.nbytes)
 
     params = load_params(
         checkpoint.read, plan.config, mesh, plan.numerics, plan.layout, placed

@@ -65,7 +65,7 @@ def score(
     exchange = net.collectives
 
     def judge(hidden, targets, logprobs):
-        logits = head(net, final_hidden(net, params, hidden), params["embedding"])
+        logits = head(net, final_hidden(net, params, hidden), params["head"])
         logits = exchange.columns_to_rows(logits)
         own = exchange.own_rows
         return exchange.gather_rows_tree(describe(logits, own(targets), own(logprobs)))
@@ -118,7 +118,7 @@ def decode_step(
     hidden, cache = forward(net, params, cache, token_rows, (queries,))
 
     def next_token(hidden, slot):
-        logits = head(net, final_hidden(net, params, hidden), params["embedding"])
+        logits = head(net, final_hidden(net, params, hidden), params["head"])
         own = exchange.own_rows(slot)
         draws = sample(exchange.columns_to_rows(logits), knobs(state, own))
         return exchange.gather_rows_tree(draws)
