@@ -54,7 +54,7 @@ class CheckpointReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the checkpoint can be loaded; without a tokenizer, only token ids can be given."""
+        """Whether all is as it should be; without a tokenizer it can be used by token ids only."""
         return not (self.missing or self.faults or self.unexpected or self.tokenizer_fault)
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def inspect_checkpoint(url: str) -> CheckpointReport:
             return str(fault)
 
     absent = set(missing)
-    found = files.in_parallel(check, [t for t in order if checkpoint.call(t) not in absent])
+    found = files.in_parallel(check, [t for t in order if checkpoint.name_of(t) not in absent])
     dtypes: collections.Counter[str] = collections.Counter()
     for counts in found:
         if not isinstance(counts, str):

@@ -78,13 +78,13 @@ class ReleaseCheckpoint:
         """All tensors of the model, in the order of the files."""
         return list(self._names)
 
-    def call(self, tensor: Tensor) -> str:
+    def name_of(self, tensor: Tensor) -> str:
         """How messages call a tensor: ``layers.3.gate (ckpt-0/tensor00038_000)``."""
         return f"{tensor.label} ({FOLDER}/{self._names[tensor]})"
 
     def missing(self) -> list[str]:
-        """The tensors that have no file, as ``call`` calls them."""
-        return [self.call(t) for t, name in self._names.items() if name not in self._sizes]
+        """The tensors that have no file, as ``name_of`` calls them."""
+        return [self.name_of(t) for t, name in self._names.items() if name not in self._sizes]
 
     def unexpected(self) -> list[str]:
         """Tensor files that no tensor of the model belongs to."""
@@ -108,8 +108,8 @@ class ReleaseCheckpoint:
                 f"{len(self._names)} tensors of its config{whose}: {_first(extra)}; "
                 f"put the {CONFIG} that belongs to it beside {FOLDER}"
             )
-        short = [self.call(t) for t, n in self._names.items() if self._sizes[n] < _least_bytes(t)]
-        if short:
+        sizes = {tensor: self._sizes[name] for tensor, name in self._names.items()}
+        if short := [self.name_of(t) for t, size in sizes.items() if size < _least_bytes(t)]:
             raise SetupError(
                 f"the checkpoint at {self.url} has {len(short)} files too small for their "
                 f"tensors{whose}: {_first(short)}; complete the download"
@@ -147,7 +147,7 @@ class ReleaseCheckpoint:
         expected, found = _declared(tensor), str(location)
         if found != expected:
             raise SetupError(
-                f"{self.call(tensor)} in {self.url} holds {found}, but its config asks for "
+                f"{self.name_of(tensor)} in {self.url} holds {found}, but its config asks for "
                 f"{expected}: use the {CONFIG} that belongs to the checkpoint"
             )
         return location
