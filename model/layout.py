@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from model.numerics import MODES, Numerics
 from model.params import Param, Tensor, declare, tensors
 from model.quantization import QuantizedTensor, Weight, dequantize
 from model.sharding import scales_spec, weight_spec
-from model.transformer import Params
+from model.transformer import Layer, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,7 @@ def choose_layout(platform: str, numerics: Numerics) -> Layout:
     """
     if platform != "cpu":
         return Layout(stacked=True, quantized=True, values=jnp.dtype(jnp.int8))
-    return Layout(
-        stacked=False, quantized=numerics.name == "bf16", values=jnp.dtype(jnp.bfloat16)
-    )
+    return Layout(stacked=False, quantized=numerics.name == "bf16", values=jnp.dtype(jnp.bfloat16))
 
 
 Read = Callable[[Tensor], HostTensor]
@@ -70,7 +69,7 @@ def load_params(
     """
     count = config.num_layers
     params: Params = {}
-    layers: list[dict[str, Weight]] = [{} for _ in range(1 if layout.stacked else count)]
+    layers: list[Layer] = [{} for _ in range(1 if layout.stacked else count)]
     for tensor in tensors(config):
         host = read(tensor)
         weight = _place(tensor.param, host, mesh, numerics, layout)
@@ -82,8 +81,7 @@ def load_params(
             stack = layers[0].get(tensor.param.name)
             if stack is None:
                 stack = jax.tree.map(lambda w: _empty_stack(w, count), weight)
-            insert = jax.tree.map(lambda s, w: _insert(s, w, tensor.layer), stack, weight)
-            layers[0][tensor.param.name] = insert
+            layers[0][tensor.param.name] = _insert(stack, weight, tensor.layer)
         progress(host.nbytes)
     params["layers"] = layers[0] if layout.stacked else tuple(layers)
     params["head"] = _cast(params["embedding"], numerics.operand)
@@ -93,7 +91,7 @@ def load_params(
 def param_specs(config: Grok1Config, layout: Layout) -> Params:
     """The partition of each weight, as a tree like ``load_params``'s."""
 
-    def spec(param: Param):
+    def spec(param: Param) -> Any:
         lead = (None,) if layout.stacked and param.per_layer else ()
         whole = jax.sharding.PartitionSpec(*lead, *weight_spec(param))
         if not (param.quantized and layout.quantized):
@@ -108,12 +106,10 @@ def param_specs(config: Grok1Config, layout: Layout) -> Params:
     return specs
 
 
-def abstract_params(
-    config: Grok1Config, mesh: Mesh, numerics: Numerics, layout: Layout
-) -> Params:
+def abstract_params(config: Grok1Config, mesh: Mesh, numerics: Numerics, layout: Layout) -> Params:
     """Shapes, dtypes and shardings of all weights, as a tree like ``load_params``'s."""
 
-    def describe(param: Param):
+    def describe(param: Param) -> Any:
         lead = (config.num_layers,) if layout.stacked and param.per_layer else ()
         if not (param.quantized and layout.quantized):
             return lead + param.shape, weight_dtype(param, numerics)
@@ -195,5 +191,8 @@ def _empty_stack(weight: jax.Array, count: int) -> jax.Array:
 
 
 @jax.jit(donate_argnums=0)
-def _insert(stack: jax.Array, weight: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, weight, index, 0)
+def _insert(stack: Weight, weight: Weight, index: jax.Array) -> Weight:
+    def insert(whole, part):
+        return jax.lax.dynamic_update_index_in_dim(whole, part, index, 0)
+
+    return jax.tree.map(insert, stack, weight)

@@ -1,11 +1,12 @@
 """Mixture of experts: the router, and the chosen experts' products in blocks of fixed size.
 
 Only chosen experts are computed, none is dropped, and a token's bits do not depend on the others:
-(token, expert) pairs are sorted by expert and worked off in rounds of E blocks of a fixed row count,
-as many rounds as the fullest expert needs.
+(token, expert) pairs are sorted by expert and worked off in rounds of E blocks of a fixed row
+count, as many rounds as the fullest expert needs.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from jax import lax
 
 from model.config import Grok1Config
 from model.numerics import Numerics
-from model.quantization import Weight, matmul
+from model.quantization import matmul
+from model.trees import Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +28,8 @@ class Routing:
       gates: [T, chosen] float32 router probabilities, not renormalised.
     """
 
-    experts: jax.Array
-    gates: jax.Array
+    experts: Leaf
+    gates: Leaf
 
 
 def router_logits(x: jax.Array, router: jax.Array) -> jax.Array:
@@ -41,7 +43,7 @@ def route(logits: jax.Array, config: Grok1Config) -> Routing:
     return Routing(experts, gates)
 
 
-def expert_ffn(x: jax.Array, layer: dict[str, Weight], numerics: Numerics) -> jax.Array:
+def expert_ffn(x: jax.Array, layer: dict[str, Any], numerics: Numerics) -> jax.Array:
     """(gelu(x gate) * (x up)) down, expert by expert: [E, R, D] -> [E, R, D] float32.
 
     Under tensor parallelism F is this device's part and the result a summand.
@@ -58,7 +60,7 @@ def mixture(
     x: jax.Array,
     routing: Routing,
     live: jax.Array,
-    layer: dict[str, Weight],
+    layer: dict[str, Any],
     block_rows: int,
     numerics: Numerics,
 ) -> jax.Array:

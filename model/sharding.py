@@ -1,6 +1,7 @@
 """The device mesh, which weight axis goes where, and the sums over devices."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ RULES: dict[str | None, str | None] = {
     "embed": None,
     None: None,
 }
-"""Logical axis of a weight -> mesh axis that it is split over, or None for a copy on each device."""
+"""Logical axis of a weight -> mesh axis that it is split over; None: each device has a copy."""
 
 
 def weight_spec(param: Param) -> PartitionSpec:
@@ -79,7 +80,7 @@ class Collectives:
     wire: jnp.dtype
 
     def sum_to_own_rows(self, partial: jax.Array) -> jax.Array:
-        """[R, D] a summand on each device -> [R / size, D] float32: the sums of the device's rows."""
+        """[R, D] a summand on each device -> [R / size, D] float32: sums of own rows."""
         if self.size == 1:
             return partial
         partial = partial.astype(self.wire)
@@ -107,7 +108,7 @@ class Collectives:
         return lax.all_to_all(columns, MODEL, split_axis=0, concat_axis=1, tiled=True)
 
     def gather_rows_with(self, own: jax.Array, facts: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """``gather_rows`` of [R, D] and of float32 [R, X], whose bits travel in the same message."""
+        """``gather_rows`` of [R, D] and of float32 [R, X], whose bits travel with it."""
         if self.size == 1:
             return own, facts
         words = lax.bitcast_convert_type(facts, own.dtype)
@@ -115,7 +116,7 @@ class Collectives:
         words = both[:, own.shape[1] :].reshape(len(both), *words.shape[1:])
         return both[:, : own.shape[1]], lax.bitcast_convert_type(words, jnp.float32)
 
-    def gather_rows_tree(self, own):
+    def gather_rows_tree(self, own: Any) -> Any:
         """``gather_rows`` of each array of a pytree."""
         return jax.tree.map(self.gather_rows, own)
 

@@ -133,7 +133,7 @@ class Forward:
     def logits(self, params, rows, queries):
         net = self.plan.prefilling
         cache = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract_cache(self.plan))
-        hidden, _ = forward(net, params, cache, rows, (queries,))
+        hidden, _ = forward(net, params, cache, rows, queries)
         return tiled(
             net,
             rows,
@@ -164,11 +164,14 @@ def test_all_logits():
 
 def swap_norms(params):
     layers = [
-        {**layer, "attn_post_norm": layer["moe_post_norm"], "moe_post_norm": layer["attn_post_norm"]}
+        {
+            **layer,
+            "attn_post_norm": layer["moe_post_norm"],
+            "moe_post_norm": layer["attn_post_norm"],
+        }
         for layer in params["layers"]
     ]
     return {**params, "layers": tuple(layers)}
-
 
 
 def wrong_layer_order(params):
