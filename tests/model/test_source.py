@@ -35,10 +35,12 @@ def test_a_checkpoint_may_be_given_in_many_ways(tiny, in_memory, monkeypatch):
     for checkpoint in opened:
         checkpoint.verify()
         assert checkpoint.kind == "release"
-        assert checkpoint.config == opened[0].config
         assert checkpoint.nbytes == opened[0].nbytes
         assert checkpoint.tokenizer_url is None
+    monkeypatch.chdir(os.path.join(tiny, "ckpt-0"))
+    opened.append(open_checkpoint("."))
     assert len({checkpoint.identity() for checkpoint in opened}) == 1
+    assert len({checkpoint.config for checkpoint in opened}) == 1
 
 
 def test_config_and_tokenizer_may_lie_beside_the_tensors(tiny, tmp_path):
