@@ -70,7 +70,7 @@ def synthesize(
     old = [name for name in files.list_files(folder) if TENSOR_FILE.fullmatch(name)]
     if old and not overwrite:
         raise SetupError(
-            f"{files.redact(folder)} already holds tensors: give another folder, or allow overwriting"
+            f"{files.redact(folder)} already holds tensors: give another folder or overwrite it"
         )
     order = file_order(config)
     if tokenizer is not None:
