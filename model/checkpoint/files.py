@@ -178,6 +178,13 @@ def open_write(url: str) -> Iterator[BinaryIO]:
             yield file
 
 
+def remove(url: str) -> None:
+    """Removes a file."""
+    fs, path = split(url)
+    with _faults("remove", url):
+        fs.rm_file(path)
+
+
 def in_parallel(
     function: Callable[[_T], _R], items: Iterable[_T], threads: int = _THREADS
 ) -> list[_R]:
@@ -208,7 +215,7 @@ def _faults(action: str, url: str) -> Iterator[None]:
     except SetupError:
         raise
     except FileNotFoundError:
-        raise SetupError(f"cannot {action} {redact(url)}: there is no such file") from None
+        raise SetupError(f"cannot {action} {redact(url)}: no such file or bucket") from None
     except Exception as error:  # each store's client brings exception classes of its own
         reason = " ".join(_without_secrets(str(error), url).split())[:300]
         # Without its cause: that may quote the URL as it is.

@@ -25,8 +25,8 @@ from schemas.error import SetupError
 FOLDER = "ckpt-0"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.model"
+TENSOR_FILE = re.compile(r"tensor\d{5,}_\d{3}")
 
-_FILE = re.compile(r"tensor\d{5,}_\d{3}")
 _CONFIG_BYTES = 1 << 20
 _MAX_LAYERS = 1024
 """An untrusted config must not make the list of tensors arbitrarily long."""
@@ -69,9 +69,9 @@ class ReleaseCheckpoint:
         inner = files.join(url, FOLDER)
         above = files.parent(url) if files.basename(url) == FOLDER else url
         for root, folder in ((url, inner), (above, url)):
-            found = {n: size for n, size in files.list_files(folder).items() if _FILE.fullmatch(n)}
-            if found:
-                return cls(root, folder, found)
+            found = files.list_files(folder).items()
+            if sizes := {name: size for name, size in found if TENSOR_FILE.fullmatch(name)}:
+                return cls(root, folder, sizes)
         return None
 
     def tensors(self) -> list[Tensor]:

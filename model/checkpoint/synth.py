@@ -11,7 +11,14 @@ import numpy as np
 
 from model.checkpoint import files
 from model.checkpoint.pickle_write import ArraySource, write_array, write_quantized
-from model.checkpoint.release import CONFIG, FOLDER, TOKENIZER, file_name, file_order
+from model.checkpoint.release import (
+    CONFIG,
+    FOLDER,
+    TENSOR_FILE,
+    TOKENIZER,
+    file_name,
+    file_order,
+)
 from model.config import Grok1Config
 from model.params import Param, Tensor
 from model.tokenizer import Tokenizer
@@ -60,15 +67,18 @@ def synthesize(
         folder cannot be written.
     """
     folder = files.join(url, FOLDER)
-    if not overwrite and files.list_files(folder):
+    old = [name for name in files.list_files(folder) if TENSOR_FILE.fullmatch(name)]
+    if old and not overwrite:
         raise SetupError(
-            f"{files.redact(folder)} already holds files: give another folder, or allow overwriting"
+            f"{files.redact(folder)} already holds tensors: give another folder or overwrite it"
         )
     order = file_order(config)
     if tokenizer is not None:
         loaded = Tokenizer.load(tokenizer) if isinstance(tokenizer, str) else Tokenizer(tokenizer)
         loaded.check_against(config)
         files.write_bytes(files.join(url, TOKENIZER), loaded.model)
+    for name in old:  # a model of more layers would leave files that belong to no tensor
+        files.remove(files.join(folder, name))
     files.write_bytes(files.join(url, CONFIG), config.to_json().encode())
     for index, tensor in enumerate(order):
         random = np.random.SFC64([seed, index])

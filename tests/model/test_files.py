@@ -86,6 +86,9 @@ def test_any_fsspec_url(tmp_path):
     assert files.list_files("memory://files/a") == {"b": 5}
     assert files.exists("memory://files/a/b")
     assert not files.exists("memory://files/c")
+    files.write_bytes("memory://files/c", b"")
+    files.remove("memory://files/c")
+    assert not files.exists("memory://files/c")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("in/b", b"zipped")
     inside = f"zip://in::{tmp_path}/x.zip"
@@ -113,7 +116,7 @@ def test_ranges_and_buffers(place, tmp_path, monkeypatch):
 
 
 def test_faults_are_one_sentence(tmp_path):
-    with pytest.raises(SetupError, match=r"cannot read .*absent: there is no such file"):
+    with pytest.raises(SetupError, match=r"cannot read .*absent: no such file"):
         files.read_bytes(str(tmp_path / "absent"), 10)
     with pytest.raises(SetupError, match="Protocol not known: nope"):
         files.exists("nope://x")

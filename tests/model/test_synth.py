@@ -137,11 +137,12 @@ def test_layers_and_tensors_differ(tmp_path):
 def test_a_checkpoint_is_not_overwritten_unasked(tmp_path):
     synthesize(str(tmp_path), SMALL, seed=1)
     before = digest(tmp_path)
-    with pytest.raises(SetupError, match="already holds files"):
+    with pytest.raises(SetupError, match="already holds tensors"):
         synthesize(str(tmp_path), SMALL, seed=2)
     assert digest(tmp_path) == before
-    synthesize(str(tmp_path), SMALL, seed=2, overwrite=True)
+    synthesize(str(tmp_path), dataclasses.replace(SMALL, num_layers=1), seed=2, overwrite=True)
     assert digest(tmp_path) != before
+    open_checkpoint(str(tmp_path)).verify()
 
 
 def test_a_tokenizer_of_another_model_is_refused_before_anything_is_written(tmp_path, trained):
