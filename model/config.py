@@ -7,14 +7,15 @@ V vocabulary, L layers, G scale groups.
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from schemas.error import SetupError
 
 _MAX_SIZE = 1 << 24
-"""No size of a real model is larger; a config file is untrusted."""
+_MAX_LAYERS = 1 << 10
+_MAX_FACTOR = 1e9
+"""No real model exceeds these; a config file is untrusted, and much is sized by it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,11 +69,12 @@ class Grok1Config:
             value = getattr(self, field.name)
             if field.type is int:
                 low = 0 if field.name.endswith("_token") else 1
-                ok = type(value) is int and low <= value <= _MAX_SIZE
-                want = f"an integer between {low} and {_MAX_SIZE}"
+                high = _MAX_LAYERS if field.name == "num_layers" else _MAX_SIZE
+                ok = type(value) is int and low <= value <= high
+                want = f"an integer between {low} and {high}"
             else:
                 ok = isinstance(value, int | float) and not isinstance(value, bool)
-                ok = ok and math.isfinite(value) and value > 0
+                ok = ok and 0 < value < _MAX_FACTOR
                 want = "a positive number"
             if not ok:
                 raise SetupError(f"config: {field.name} must be {want}, got {value!r:.40}")
@@ -118,8 +120,8 @@ class Grok1Config:
         """
         values = dict(values)
         widening = values.pop("widening_factor", None)
-        if "ffn_size" not in values and widening is not None and "emb_size" in values:
-            values["ffn_size"] = ffn_size(values["emb_size"], widening)
+        if "ffn_size" not in values and widening is not None:
+            values["ffn_size"] = _widened(values.get("emb_size"), widening)
         names = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - names):
             raise SetupError(f"config: unknown key {unknown[0]!r:.60}")
@@ -148,9 +150,13 @@ class Grok1Config:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
 
-def ffn_size(emb_size: int, widening_factor: float) -> int:
+def _widened(emb_size: Any, factor: Any) -> int:
     """The release's rule for F: two thirds of the widened size, rounded up to a multiple of 8."""
-    size = int(widening_factor * emb_size) * 2 // 3
+    if type(emb_size) is not int or not 0 < emb_size <= _MAX_SIZE:
+        raise SetupError(f"config: widening_factor needs emb_size, got {emb_size!r:.40}")
+    if type(factor) not in (int, float) or not 0 < factor <= _MAX_SIZE:
+        raise SetupError(f"config: widening_factor must be a positive number, got {factor!r:.40}")
+    size = int(factor * emb_size) * 2 // 3
     return size + (8 - size) % 8
 
 

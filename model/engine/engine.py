@@ -1,13 +1,11 @@
 """The engine: prompts in, completions out, on the devices of one process."""
 
 import dataclasses
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +18,7 @@ from model.engine.loop import Loop
 from model.engine.machine import describe_machine, versions
 from model.engine.options import EngineOptions, EngineStats
 from model.engine.output import Finisher, Sample, Ticket, open_ticket
-from model.engine.programs import Plan, Step, abstract_cache, steps
+from model.engine.programs import CompiledSteps, Plan, abstract_cache
 from model.engine.request import Request, RequestOutput
 from model.engine.shapes import choose_shapes
 from model.engine.state import empty_slots
@@ -56,17 +54,17 @@ class Engine:
         self,
         params: Params,
         plan: Plan,
-        compiled: dict[str, Callable[..., Any]],
+        compiled: CompiledSteps,
         tokenizer: Tokenizer | None,
         load_seconds: float,
-        compile_seconds: float,
     ) -> None:
         """Use ``from_checkpoint``."""
         self.config: Grok1Config = plan.config
         self.tokenizer = tokenizer
         self.max_context = plan.shapes.max_context
         self._plan = plan
-        self._seconds = (load_seconds, compile_seconds)
+        self._load_seconds = load_seconds
+        self._compiled = compiled
         cache = jax.tree.map(
             lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), abstract_cache(plan)
         )
@@ -123,13 +121,16 @@ class Engine:
         plan = Plan(
             checkpoint.config, numerics, layout, shapes, mesh, options.collectives == "ordered"
         )
-        with ThreadPoolExecutor(1, thread_name_prefix="grok1-compile") as pool:
-            compiling = pool.submit(_compile, plan, progress)
+        compiled = CompiledSteps(plan)
+        with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
+            compiling = pool.submit(
+                compiled.prepare, lambda done, total: progress("compiling", done, total)
+            )
             started = time.perf_counter()
             params = _load(checkpoint, plan, mesh, progress)
             load_seconds = time.perf_counter() - started
-            compiled, compile_seconds = compiling.result()
-        return cls(params, plan, compiled, vocabulary, load_seconds, compile_seconds)
+            compiling.result()
+        return cls(params, plan, compiled, vocabulary, load_seconds)
 
     def submit(self, request: Request) -> Future[RequestOutput]:
         """Queues a request; a fault of the request is its answer's ``error``.
@@ -181,10 +182,10 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters since the engine was made."""
-        finisher, (load, compile_) = self._finisher, self._seconds
+        finisher = self._finisher
         return EngineStats(
-            load_seconds=load,
-            compile_seconds=compile_,
+            load_seconds=self._load_seconds,
+            compile_seconds=self._compiled.seconds,
             busy_seconds=self._busy_seconds,
             requests=finisher.requests,
             prompt_tokens=finisher.prompt_tokens,
@@ -308,19 +309,3 @@ def _load(checkpoint: Checkpoint, plan: Plan, mesh: Mesh, progress: Progress) ->
 
     params = load_params(checkpoint.read, plan.config, mesh, plan.numerics, plan.layout, placed)
     return jax.block_until_ready(params)
-
-
-def _compile(plan: Plan, progress: Progress) -> tuple[dict[str, Callable[..., Any]], float]:
-    """All steps, compiled side by side: each takes one core most of the time."""
-    started = time.perf_counter()
-    wanted = steps(plan)
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="grok1-compile") as pool:
-        futures = {name: pool.submit(_compile_step, s, plan.mesh) for name, s in wanted.items()}
-        for done, _ in enumerate(as_completed(futures.values()), 1):
-            progress("compiling", done, len(wanted))
-        compiled = {name: future.result() for name, future in futures.items()}
-    return compiled, time.perf_counter() - started
-
-
-def _compile_step(step: Step, mesh: Mesh) -> Callable[..., Any]:
-    return step.lower(mesh).compile()

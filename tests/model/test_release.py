@@ -236,7 +236,7 @@ def test_a_download_cut_short_is_told_from_the_listing(copy):
         ("[" * 100_000, "not readable as JSON"),
         ('{"vocab_size": 5}', "missing"),
         ('{"surprise": 5}', "unknown key 'surprise'"),
-        ("layers", "num_layers must be at most 1024"),
+        ("layers", "num_layers must be an integer between 1 and 1024"),
     ],
 )
 def test_a_wrong_config_is_told(copy, text, reason):
