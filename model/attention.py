@@ -1,0 +1,149 @@
+"""Grouped-query attention over a paged cache: rotary embedding, and the sum over pages.
+
+One function serves prompts and decoding: queries come as blocks [B, Q] of one sequence each, with
+Q = 1 when decoding and Q = C in a prompt. The cap of 30 bounds the logits, so exp needs no running
+maximum; masked terms are exact zeros, so a longer loop over pages adds nothing to a short sequence
+and leaves its bits alone.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from model.config import Grok1Config
+from model.numerics import Numerics
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedCache:
+    """Keys and values of all sequences, in pages of C tokens.
+
+    Attributes:
+      keys: [L, pages, C, K, N]; page 0 belongs to no sequence and takes the writes of unused rows.
+      values: the same.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+    @property
+    def block_size(self) -> int:
+        """C."""
+        return self.keys.shape[2]
+
+    def write(self, layer: jax.Array, at: "Place", keys: jax.Array, values: jax.Array):
+        """The cache with [T, K, N] keys and values stored at ``at``."""
+        where = (layer, at.page, at.offset)
+        return PagedCache(
+            self.keys.at[where].set(keys.astype(self.keys.dtype)),
+            self.values.at[where].set(values.astype(self.values.dtype)),
+        )
+
+    def read(self, layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, C, K, N] of one page for each of B sequences."""
+        return self.keys[layer, pages], self.values[layer, pages]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where T tokens stand in the cache.
+
+    Attributes:
+      page: [T] physical page.
+      offset: [T] row of the page.
+    """
+
+    page: jax.Array
+    offset: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """Which tokens ask, and what they may see.
+
+    Attributes:
+      rows: [B, Q] the token row of each query, T for none.
+      inverse: [T] where in B * Q each row stands, B * Q for none.
+      positions: [B, Q] position in the sequence, -1 for none.
+      pages: [B, P] the sequence's pages in order.
+      blocks: scalar, how many columns of ``pages`` any query needs.
+    """
+
+    rows: jax.Array
+    inverse: jax.Array
+    positions: jax.Array
+    pages: jax.Array
+    blocks: jax.Array
+
+
+def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+    """Rotary embedding of x [T, heads, N] in float32: halves rotate against each other, not pairs."""
+    half = x.shape[-1] // 2
+    exponents = jnp.arange(half, dtype=jnp.float32) / half
+    frequencies = 1.0 / jnp.float32(base) ** exponents
+    phase = positions.astype(jnp.float32)[:, None, None] * frequencies
+    cos, sin = jnp.cos(phase), jnp.sin(phase)
+    low, high = x[..., :half], x[..., half:]
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def attention(
+    query: jax.Array,
+    cache: PagedCache,
+    layer: jax.Array,
+    queries: Queries,
+    config: Grok1Config,
+    numerics: Numerics,
+) -> jax.Array:
+    """Attends [T, H, N] queries to their sequences' cached keys and values -> [T, H * N] float32.
+
+    Own keys and values must have been written before. Rows that ``queries`` leaves out are zero.
+    """
+    tokens, heads, size = query.shape
+    kv_heads = cache.keys.shape[3]
+    padded = jnp.concatenate([query, jnp.zeros((1, heads, size), query.dtype)])
+    blocks = padded[queries.rows]
+    blocks = blocks.reshape(*queries.rows.shape, kv_heads, heads // kv_heads, size)
+    blocks = blocks.astype(numerics.operand)
+
+    def weights(page: jax.Array, keys: jax.Array) -> jax.Array:
+        """[B, K, G, Q, C] exponentials of the capped logits; zero where a key may not be seen."""
+        logits = numerics.round(numerics.einsum("bqkgn,bckn->bkgqc", blocks, keys))
+        logits = logits * config.attn_output_multiplier
+        logits = config.attn_logit_cap * jnp.tanh(logits / config.attn_logit_cap)
+        key_position = page * cache.block_size + jnp.arange(cache.block_size)
+        seen = key_position <= queries.positions[:, None, None, :, None]
+        return jnp.where(seen, jnp.exp(logits), 0.0)
+
+    def total(page, so_far):
+        keys, _ = cache.read(layer, queries.pages[:, page])
+        return so_far + weights(page, keys).sum(-1)
+
+    def add(page, so_far):
+        mixed, norm = so_far
+        keys, values = cache.read(layer, queries.pages[:, page])
+        share = weights(page, keys)
+        if numerics.rounds:  # the release rounds normalised weights, so their sum is known first
+            share = share / norm[..., None]
+        share = share.astype(numerics.operand)
+        mixed = mixed + numerics.einsum("bkgqc,bckn->bkgqn", share, values)
+        if not numerics.rounds:
+            norm = norm + share.astype(jnp.float32).sum(-1)
+        return mixed, norm
+
+    shape = (len(queries.pages), kv_heads, heads // kv_heads, queries.rows.shape[1])
+    norm = jnp.zeros(shape, jnp.float32)
+    if numerics.rounds:
+        norm = lax.fori_loop(0, queries.blocks, total, norm)
+        norm = jnp.where(norm > 0, norm, 1.0)
+    mixed = jnp.zeros((*shape, size), jnp.float32)
+    mixed, norm = lax.fori_loop(0, queries.blocks, add, (mixed, norm))
+    if not numerics.rounds:
+        mixed = mixed / jnp.where(norm > 0, norm, 1.0)[..., None]
+    mixed = numerics.round(mixed).transpose(0, 3, 1, 2, 4).reshape(-1, heads * size)
+    return jnp.concatenate([mixed, jnp.zeros((1, heads * size))])[queries.inverse]

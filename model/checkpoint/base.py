@@ -1,0 +1,109 @@
+"""What every kind of checkpoint offers, so that readers need not know which kind they hold."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from model.checkpoint import files
+from model.config import Grok1Config
+from model.params import Tensor
+
+_END_BYTES = 64 << 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostTensor:
+    """One tensor in host memory, as its declaration (``Tensor.param``) says.
+
+    Attributes:
+      values: int8 if quantised, else float32; read-only where it is mapped from a local file.
+      scales: bfloat16 ``[..., G, out]`` beside quantised values: rows ``[g K/G, (g+1) K/G)`` of
+        the contracted axis times ``scales[..., g, :]`` are the weight. None otherwise.
+    """
+
+    values: np.ndarray
+    scales: np.ndarray | None = None
+
+
+class Checkpoint(Protocol):
+    """A checkpoint of one kind. Reads nothing large before it is asked to; thread-safe.
+
+    Attributes:
+      kind: ``release`` or another layout's name.
+      url: its folder, with no secret in it.
+      config: the model's shape.
+      tokenizer_url: its ``tokenizer.model``, or None.
+      nbytes: size of its tensor files.
+    """
+
+    kind: str
+    url: str
+    config: Grok1Config
+    tokenizer_url: str | None
+    nbytes: int
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the model, in the order of the files."""
+        ...
+
+    def missing(self) -> list[str]:
+        """Names of the tensors that have no file."""
+        ...
+
+    def unexpected(self) -> list[str]:
+        """Names of tensor files that no tensor of the model belongs to."""
+        ...
+
+    def verify(self) -> None:
+        """Makes sure from names and sizes alone that all is there.
+
+        Raises:
+          SetupError: tensors are missing, cut short, or of another model.
+        """
+        ...
+
+    def check(self, tensor: Tensor) -> Mapping[str, int]:
+        """Compares a tensor's file with its declaration; how many numbers it has of each dtype.
+
+        Raises:
+          SetupError: it differs; the message names file, tensor, what is expected and found.
+        """
+        ...
+
+    def identity(self) -> str:
+        """Hash that tells this checkpoint from another; see ``identify``."""
+        ...
+
+    def read(self, tensor: Tensor) -> HostTensor:
+        """Reads one tensor, checked against its declaration.
+
+        Raises:
+          SetupError: it is missing, unreadable or unlike its declaration.
+        """
+        ...
+
+    def stream(self) -> Iterator[tuple[Tensor, HostTensor]]:
+        """Reads tensor after tensor in the order of the files, holding one at a time."""
+        ...
+
+
+def identify(members: Iterable[tuple[str, str, int]]) -> str:
+    """Hash of files' names, sizes, first and last 64 KiB: cheap even for 770 remote files.
+
+    Args:
+      members: name within the checkpoint, URL, and size in bytes of each.
+    """
+
+    def digest(member: tuple[str, str, int]) -> str:
+        name, url, size = member
+        head = hashlib.sha256(files.read_range(url, 0, min(size, _END_BYTES)))
+        tail = hashlib.sha256(files.read_range(url, max(0, size - _END_BYTES), size))
+        return f"{name}\0{size}\0{head.hexdigest()}\0{tail.hexdigest()}\n"
+
+    whole = hashlib.sha256()
+    for line in files.in_parallel(digest, sorted(members)):
+        whole.update(line.encode())
+    return whole.hexdigest()

@@ -1,0 +1,223 @@
+"""Paths and URLs: a thin layer over fsspec, with one sentence for each fault and no secret in it.
+
+Whatever takes a path takes any fsspec URL (``s3://``, ``gs://``, ``memory://``, chained ones) or a
+local path, relative or with ``~``. Faults are ``SetupError``, whatever the store's own class.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+
+from schemas.error import SetupError
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+_FOLDER_PROTOCOLS = {"file", "local", "sftp", "ssh", "hdfs", "webhdfs", "smb", "ftp"}
+"""Stores where a folder must exist before a file in it. Elsewhere a "folder" is only a prefix, and
+making one may make a bucket."""
+
+_THREADS = 32
+_RANGE_BYTES = 32 << 20
+"""One request of a parallel read."""
+
+_USER = re.compile(r"(?<=://)(?:[^/:\s]*:\S*|[^/\s]*)@")
+"""A password may hold ``/`` and ``@``: after a colon, all up to the last ``@`` may belong to it."""
+_QUERY = re.compile(r"(\w://[^?\s'\"]*)\?[^\s'\"]+")
+
+
+def redact(text: str) -> str:
+    """The text with user names, passwords and query strings of the URLs in it blotted out."""
+    return _QUERY.sub(r"\1?***", _USER.sub("***@", text))
+
+
+def split(url: str | os.PathLike[str]) -> tuple[Any, str]:
+    """The file system of a URL or local path, and the path in it.
+
+    Raises:
+      SetupError: the protocol is unknown, or its package is not installed.
+    """
+    url = os.fspath(url)
+    with _faults("use", url):
+        return fsspec.core.url_to_fs(url)
+
+
+def local_path(url: str) -> str | None:
+    """The absolute path of a file on this machine; None for one elsewhere."""
+    fs, path = split(url)
+    return path if isinstance(fs, LocalFileSystem) else None
+
+
+def join(url: str, *names: str) -> str:
+    """The URL of a file below a folder; a chained URL and a query string keep their place."""
+    return _edit(url, lambda path: "/".join((path.rstrip("/") if path != "/" else "", *names)))
+
+
+def parent(url: str) -> str:
+    """The URL of the folder that holds a file or folder."""
+    if (path := local_path(url)) is not None:
+        return os.path.dirname(path)
+    return _edit(url, lambda path: path.rstrip("/").rpartition("/")[0])
+
+
+def basename(url: str) -> str:
+    """The last name of a URL's path."""
+    return split(url)[1].rstrip("/").rpartition("/")[2]
+
+
+def list_files(url: str) -> dict[str, int]:
+    """Names and sizes in bytes of the files right in a folder; none if there is no such folder."""
+    fs, path = split(url)
+    with _faults("list", url):
+        fs.invalidate_cache(path)
+        try:
+            entries = fs.ls(path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        found = {}
+        for entry in entries:
+            name = entry["name"].rstrip("/")
+            if entry["type"] == "directory" or name == path.rstrip("/"):
+                continue
+            size = entry.get("size")
+            found[name.rpartition("/")[2]] = fs.size(name) if size is None else size
+        return found
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is there; a store that refuses to say is a fault, not a no."""
+    fs, path = split(url)
+    with _faults("look for", url):
+        try:
+            fs.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def read_bytes(url: str, limit: int) -> bytes:
+    """A small file's bytes.
+
+    Raises:
+      SetupError: it cannot be read, or is larger than ``limit`` bytes.
+    """
+    fs, path = split(url)
+    with _faults("read", url):
+        size = fs.size(path)
+        if size is not None and size > limit:
+            raise SetupError(f"{redact(url)} has {size} bytes, more than the {limit} expected")
+        return fs.cat_file(path)
+
+
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """Bytes ``[start, stop)`` of a file.
+
+    Raises:
+      SetupError: they cannot be read, or the file ends before them.
+    """
+    fs, path = split(url)
+    with _faults("read", url):
+        data = fs.cat_file(path, start=start, end=stop) if stop > start else b""
+    if len(data) != stop - start:
+        raise SetupError(
+            f"{redact(url)}: asked for bytes {start} to {stop}, got {len(data)} of them; "
+            "the file is cut short, or its server cannot serve ranges"
+        )
+    return data
+
+
+def read_buffer(url: str, start: int, stop: int) -> np.ndarray:
+    """Bytes ``[start, stop)`` of a large file as uint8, aligned, by parallel ranged reads.
+
+    The caller has compared ``stop`` with the file's size: it bounds what is allocated.
+    """
+    if (path := local_path(url)) is not None:
+        with _faults("read", url):
+            buffer = np.fromfile(path, np.uint8, stop - start, offset=start)
+        if buffer.size != stop - start:
+            raise SetupError(f"{redact(url)} is cut short: byte {stop} is past its end")
+        return buffer
+    buffer = np.empty(stop - start, np.uint8)
+
+    def fill(at: int) -> None:
+        end = min(at + _RANGE_BYTES, stop - start)
+        buffer[at:end] = np.frombuffer(read_range(url, start + at, start + end), np.uint8)
+
+    in_parallel(fill, range(0, stop - start, _RANGE_BYTES), threads=8)
+    return buffer
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Writes a file whole, with the folders above it."""
+    with open_write(url) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_write(url: str) -> Iterator[BinaryIO]:
+    """A file to be written from its beginning, with the folders above it."""
+    fs, path = split(url)
+    with _faults("write", url):
+        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+        if protocols & _FOLDER_PROTOCOLS:
+            fs.makedirs(fs._parent(path), exist_ok=True)
+        with fs.open(path, "wb") as file:
+            yield file
+
+
+def in_parallel(
+    function: Callable[[_T], _R], items: Iterable[_T], threads: int = _THREADS
+) -> list[_R]:
+    """The function's results in the items' order, computed by threads that wait on a store."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="checkpoint-io") as pool:
+        try:
+            return list(pool.map(function, items))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _edit(url: str, change: Callable[[str], str]) -> str:
+    parts = os.fspath(url).split("::")
+    at = next((i for i, part in enumerate(parts) if "://" in part), 0)
+    path, mark, query = parts[at], "", ""
+    if path.startswith(("http://", "https://")):
+        path, mark, query = path.partition("?")
+    parts[at] = change(path) + mark + query
+    return "::".join(parts)
+
+
+@contextlib.contextmanager
+def _faults(action: str, url: str) -> Iterator[None]:
+    try:
+        yield
+    except SetupError:
+        raise
+    except FileNotFoundError:
+        raise SetupError(f"cannot {action} {redact(url)}: there is no such file") from None
+    except Exception as error:  # each store's client brings exception classes of its own
+        reason = " ".join(_without_secrets(str(error), url).split())[:300]
+        # Without its cause: that may quote the URL as it is.
+        raise SetupError(
+            f"cannot {action} {redact(url)}: {reason or type(error).__name__}"
+        ) from None
+
+
+def _without_secrets(text: str, url: str) -> str:
+    """A client's message about a URL: it may quote the URL whole, in part, or decoded."""
+    text = redact(text)
+    hidden = [found.rstrip("@") for found in _USER.findall(url)]
+    hidden += [query for part in url.split("::") if "://" in part for query in part.split("?")[1:]]
+    for whole in filter(None, hidden):
+        parts = [part for part in re.split(r"[:/@&=]", whole) if len(part) >= 4]
+        for secret in sorted({whole, *parts}, key=len, reverse=True):
+            text = text.replace(secret, "***").replace(unquote(secret), "***")
+    return text

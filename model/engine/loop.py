@@ -1,0 +1,269 @@
+"""The engine's turn: admit, prefill, decode, collect. One thread calls it; the devices run behind.
+
+A round is dispatched before the one before it is looked at, so the devices never wait for the host.
+The device ends sequences by itself at stop ids and ``max_tokens``; the host, which hears of it a
+round later, ends them at stop strings too, and drops what was drawn beyond.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from model.attention import PagedCache
+from model.engine.batch import pack
+from model.engine.cache import PagePool
+from model.engine.output import End, Finisher, Sample, Ticket
+from model.engine.request import TokenLogprob
+from model.engine.sampler import Draws
+from model.engine.scheduler import Admission, Scheduler, Segment, Sequence
+from model.engine.shapes import Shapes
+from model.engine.state import STOP_IDS, SlotState, empty_slots
+from model.engine.step import Rounds
+from model.transformer import Params
+
+IN_FLIGHT = 2
+"""Rounds on the device at once: one runs, one waits behind it."""
+
+
+@dataclasses.dataclass
+class Counters:
+    """What a loop has done; see ``EngineStats``."""
+
+    prefilled_tokens: int = 0
+    decode_rows: int = 0
+    decode_rows_used: int = 0
+    decode_rows_waiting: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoded:
+    rounds: Rounds
+    owners: dict[int, Sequence]
+    waiting: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    draws: Draws
+    segments: list[Segment]
+
+
+class Loop:
+    """Scheduler, cache and compiled steps of one engine. Not thread-safe."""
+
+    def __init__(
+        self,
+        steps: Mapping[str, Callable[..., Any]],
+        params: Params,
+        cache: PagedCache,
+        state: SlotState,
+        shapes: Shapes,
+        eos_token: int,
+        groups: int,
+    ) -> None:
+        """``steps`` are compiled; ``cache`` and ``state`` are device arrays that this owns."""
+        self._steps = steps
+        self._params, self._cache, self._state = params, cache, state
+        self._shapes = shapes
+        self._eos_token = eos_token
+        self.scheduler = Scheduler(PagePool(shapes.pages, shapes.block_size), shapes.slots, groups)
+        self._samples: dict[Sequence, Sample] = {}
+        self._sequences: dict[Sample, Sequence] = {}
+        self._stopped: set[int] = set()
+        self._in_flight: collections.deque[_Decoded | _Scored] = collections.deque()
+        self.counters = Counters()
+        self.finisher: Finisher | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued, running or under way."""
+        return self.scheduler.idle and not self._in_flight
+
+    def stop(self, sample: Sample) -> None:
+        """Ends a sample that the host found complete."""
+        if sequence := self._sequences.get(sample):
+            self._finish(sequence)
+            self._stopped.add(sequence.slot)
+
+    def turn(self) -> None:
+        """Dispatches what there is to run, then collects the oldest results."""
+        self.scheduler.admit()
+        admissions = self._prefill()
+        if admissions or self._stopped:
+            self._edit(admissions)
+        decoded = bool(self._sequences) and self._decode()
+        while self._in_flight and (len(self._in_flight) >= IN_FLIGHT or not decoded):
+            self._collect(self._in_flight.popleft())
+
+    def _prefill(self) -> list[Admission]:
+        """Runs prompts if a step can be filled with them, or if rows would idle without."""
+        shapes, scheduler = self._shapes, self.scheduler
+        admissions: list[Admission] = []
+        while scheduler.admitted:
+            decoding = len(self._sequences) + len(admissions)
+            if decoding >= shapes.rows and scheduler.tokens_to_compute < shapes.prefill_rows:
+                break
+            segments, ready = scheduler.plan(shapes.prefill_rows, shapes.prefill_blocks)
+            admissions += ready
+            if segments:
+                self._dispatch_prefill(segments)
+        return admissions
+
+    def _dispatch_prefill(self, segments: list[Segment]) -> None:
+        rows, queries = pack(segments, self._shapes)
+        self.counters.prefilled_tokens += int(rows.live.sum())
+        if not segments[0].prompt.private:
+            self._cache = self._steps["prefill"](self._params, self._cache, rows, queries)
+            return
+        targets = np.zeros(self._shapes.prefill_rows, np.int32)
+        wanted = np.full(self._shapes.prefill_rows, -1, np.int32)
+        used = 0
+        for segment in segments:
+            span = slice(used, used + segment.stop - segment.start)
+            request = segment.prompt.request
+            targets[span] = request.prompt_token_ids[segment.start + 1 : segment.stop + 1]
+            wanted[span] = request.params.prompt_logprobs
+            used = span.stop
+        self._cache, draws = self._steps["score"](
+            self._params, self._cache, rows, queries, targets, wanted
+        )
+        self._in_flight.append(_Scored(draws, segments))
+
+    def _edit(self, admissions: list[Admission]) -> None:
+        copies = [a.copy for a in admissions if a.copy is not None]
+        for start in range(0, len(copies), self._shapes.rows):
+            pairs = np.zeros((2, self._shapes.rows), np.int32)
+            some = copies[start : start + self._shapes.rows]
+            pairs[:, : len(some)] = np.transpose(some)
+            self._cache = self._steps["copy_pages"](self._cache, *pairs)
+        changed = np.zeros(self._shapes.slots, bool)
+        changed[list(self._stopped)] = True
+        self._stopped.clear()
+        values = empty_slots(self._shapes.slots, self._shapes.sequence_pages)
+        for admission in admissions:
+            sequence = admission.sequence
+            changed[sequence.slot] = True
+            _fill(values, sequence, self._eos_token)
+            ticket: Ticket = sequence.prompt.ticket
+            asked = ticket.request.params.logprobs
+            sample = Sample(ticket, sequence.index, details=None if asked is None else [])
+            self._samples[sequence] = sample
+            self._sequences[sample] = sequence
+        self._state = self._steps["edit_slots"](self._state, changed, values)
+
+    def _decode(self) -> bool:
+        owners = dict(self.scheduler.running)
+        self._cache, self._state, rounds = self._steps["decode"](
+            self._params, self._cache, self._state
+        )
+        self._in_flight.append(_Decoded(rounds, owners, self.scheduler.waiting > 0))
+        return True
+
+    def _collect(self, results: _Decoded | _Scored) -> None:
+        if isinstance(results, _Scored):
+            self._collect_scores(results)
+        else:
+            self._collect_tokens(results)
+
+    def _collect_scores(self, results: _Scored) -> None:
+        draws: Draws = jax.tree.map(np.asarray, results.draws)
+        row = 0
+        for segment in results.segments:
+            ticket: Ticket = segment.prompt.ticket
+            assert ticket.prompt_logprobs is not None
+            wanted = ticket.request.params.prompt_logprobs or 0
+            for _ in range(segment.stop - segment.start):
+                ticket.prompt_logprobs.append(_detail(draws, row, wanted))
+                row += 1
+
+    def _collect_tokens(self, results: _Decoded) -> None:
+        slots = np.asarray(results.rounds.slots)
+        draws: Draws = jax.tree.map(np.asarray, results.rounds.draws)
+        used = slots < self._shapes.slots
+        self.counters.decode_rows += slots.size
+        self.counters.decode_rows_used += int(used.sum())
+        if results.waiting:
+            self.counters.decode_rows_waiting += int((~used).sum())
+        touched: dict[Sample, Sequence] = {}
+        for k, row in np.argwhere(used):
+            sequence = results.owners[int(slots[k, row])]
+            sample = self._samples.get(sequence)
+            if sample is None:  # ended by the host while the device went on
+                continue
+            self._append(sample, draws, (k, row))
+            if end := self._end(sample):
+                touched.pop(sample, None)
+                self._finish(sequence)
+                self._offer(sample, end)
+            elif sample.ticket.request.params.stop:
+                touched[sample] = sequence
+        for sample in touched:
+            self._offer(sample, None)
+
+    def _append(self, sample: Sample, draws: Draws, at: tuple[int, int]) -> None:
+        sample.token_ids.append(int(draws.token[at]))
+        sample.logprobs.append(float(draws.logprob[at]))
+        if sample.details is not None:
+            wanted = sample.ticket.request.params.logprobs or 0
+            sample.details.append(_detail(draws, at, wanted))
+
+    def _end(self, sample: Sample) -> End | None:
+        """Why the last token ended the sample, by the rule of the device's step."""
+        params, token = sample.ticket.request.params, sample.token_ids[-1]
+        count = len(sample.token_ids)
+        if count > params.min_tokens:  # the device lets none be drawn before
+            if token == self._eos_token and not params.ignore_eos:
+                return End("stop")
+            if token in params.stop_token_ids:
+                return End("stop", token)
+        return End("length") if count >= params.max_tokens else None
+
+    def _finish(self, sequence: Sequence) -> None:
+        sample = self._samples.pop(sequence)
+        del self._sequences[sample]
+        self.scheduler.finish(sequence)
+        if len(_stop_ids(sequence, self._eos_token)) > STOP_IDS:
+            self._stopped.add(sequence.slot)
+
+    def _offer(self, sample: Sample, end: End | None) -> None:
+        assert self.finisher is not None
+        self.finisher.offer(sample, len(sample.token_ids), end)
+
+
+def _stop_ids(sequence: Sequence, eos_token: int) -> list[int]:
+    params = sequence.prompt.request.params
+    eos = [] if params.ignore_eos else [eos_token]
+    return eos + [i for i in params.stop_token_ids if i != eos_token or params.ignore_eos]
+
+
+def _fill(values: SlotState, sequence: Sequence, eos_token: int) -> None:
+    """Writes a new sequence's state into NumPy arrays."""
+    slot, request = sequence.slot, sequence.prompt.request
+    params = request.params
+    values.alive[slot] = True
+    values.token[slot] = request.prompt_token_ids[-1]
+    values.position[slot] = len(request.prompt_token_ids) - 1
+    values.max_tokens[slot] = params.max_tokens
+    values.min_tokens[slot] = params.min_tokens
+    stops = _stop_ids(sequence, eos_token)[:STOP_IDS]
+    values.stop_ids[slot, : len(stops)] = stops
+    values.key[slot] = request.sample_key(sequence.index)
+    values.temperature[slot] = params.temperature
+    values.top_k[slot] = max(params.top_k, 0)
+    values.top_p[slot] = params.top_p
+    values.logprobs[slot] = -1 if params.logprobs is None else params.logprobs
+    values.pages[slot, : len(sequence.pages)] = sequence.pages
+
+
+def _detail(draws: Draws, at: Any, wanted: int) -> TokenLogprob:
+    return TokenLogprob(
+        token_id=int(draws.token[at]),
+        logprob=float(draws.logprob[at]),
+        rank=int(draws.rank[at]),
+        top_token_ids=tuple(draws.top_tokens[at][:wanted].tolist()),
+        top_logprobs=tuple(draws.top_logprobs[at][:wanted].tolist()),
+    )

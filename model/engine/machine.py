@@ -1,0 +1,58 @@
+"""What the machine under a mesh is: its kind, its memory, its versions."""
+
+import os
+
+import jax
+import jaxlib
+import numpy as np
+from jax.sharding import Mesh
+
+from model.engine.shapes import Machine
+
+_SHARE_OF_HOST = 8
+"""On a CPU the cache takes at most one part in so many of the memory."""
+
+_ACCELERATOR_RESERVE = 2 << 30
+"""Bytes of a device left for a step's temporaries and the runtime."""
+
+
+def describe_machine(mesh: Mesh, weight_bytes: int) -> Machine:
+    """The machine, with the memory that weights of ``weight_bytes`` in all leave to the cache."""
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Machine(
+            platform="cpu", devices=mesh.size, cache_bytes=memory // _SHARE_OF_HOST
+        )
+    limit = (device.memory_stats() or {}).get("bytes_limit", 16 << 30)
+    free = limit - weight_bytes // mesh.size - _ACCELERATOR_RESERVE
+    platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
+    return Machine(platform=platform, devices=mesh.size, cache_bytes=max(free, 0) * mesh.size)
+
+
+def versions(mesh: Mesh) -> dict[str, str]:
+    """Device and libraries that a result's bits may depend on, for a file's footer."""
+    device = mesh.devices.flat[0]
+    facts = {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": str(mesh.size),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "numpy": np.__version__,
+    }
+    if device.platform == "cpu":
+        facts["cpu_threads"] = str(len(os.sched_getaffinity(0)))
+        facts["cpu_features"] = _cpu_features()
+    return facts
+
+
+def _cpu_features() -> str:
+    """The vector extensions that choose the compiler's code, or nothing where they cannot be read."""
+    wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:
+        return ""
+    return " ".join(flag for flag in wanted if flag in flags)

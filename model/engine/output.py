@@ -1,0 +1,229 @@
+"""From drawn tokens to answers: detokenizing, stop strings, futures. Off the engine's thread."""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from model.engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
+from model.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Ticket:
+    """A request under way, and what has come of it.
+
+    Attributes:
+      request: what was asked.
+      future: gets the answer.
+      cached_tokens: for the answer.
+      prompt_logprobs: filled from the front as the prompt is scored; None if not asked for.
+      outputs: completions by index.
+      missing: samples that have not ended.
+    """
+
+    request: Request
+    future: Future[RequestOutput]
+    cached_tokens: int
+    prompt_logprobs: list[TokenLogprob | None] | None
+    outputs: list[CompletionOutput | None]
+    missing: int
+
+
+def open_ticket(request: Request, cached_tokens: int = 0) -> Ticket:
+    """A ticket with nothing done."""
+    asked, n = request.params.prompt_logprobs, request.params.n
+    return Ticket(request, Future(), cached_tokens, None if asked is None else [None], [None] * n, n)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Sample:
+    """One sample's tokens as they are drawn; the engine's thread appends, the finisher reads.
+
+    Attributes:
+      ticket: whose.
+      index: which sample.
+      token_ids: drawn so far.
+      logprobs: of each.
+      details: rank and alternatives of each, or None if not asked for.
+      answered: whether the finisher is done with it; what is drawn beyond does not count.
+    """
+
+    ticket: Ticket
+    index: int
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    details: list[TokenLogprob] | None = None
+    answered: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class End:
+    """Why a sample ended by its tokens alone: ``stop`` or ``length``, and the stop id if any."""
+
+    finish_reason: str
+    stop_reason: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Match:
+    """A stop string in a sample's text: its end stands within the first ``tokens`` tokens."""
+
+    text: str
+    start: int
+    end: int
+    tokens: int
+
+
+class StopWatcher:
+    """Looks for stop strings in a growing text; the one that is complete first wins.
+
+    Of several that end at the same character the longest is taken, so that the answer depends on the
+    text alone and not on how tokens cut it.
+    """
+
+    def __init__(self, stops: Sequence[str], min_tokens: int, decoder: StreamDecoder) -> None:
+        """``decoder`` turns tokens into the completion's text."""
+        self._stops = sorted(stops, key=len, reverse=True)
+        self._reach = len(self._stops[0]) - 1
+        self._min_tokens = min_tokens
+        self._decoder = decoder
+        self._tokens = 0
+        self._text = ""
+
+    def feed(self, token_ids: Sequence[int], last: bool) -> Match | None:
+        """The first match, once the text up to and with these tokens holds one."""
+        for token_id in token_ids:
+            self._tokens += 1
+            if match := self._look(self._decoder.feed([token_id])):
+                return match
+        return self._look(self._decoder.finish()) if last else None
+
+    def _look(self, new: str) -> Match | None:
+        if not new:
+            return None
+        checked = len(self._text)
+        self._text += new
+        if self._tokens <= self._min_tokens:
+            return None
+        window = max(0, checked - self._reach)
+        found = [
+            (end, -len(stop), stop)
+            for stop in self._stops
+            if (end := _first_end(self._text, stop, window, checked)) is not None
+        ]
+        if not found:
+            return None
+        end, length, stop = min(found)
+        return Match(stop, end + length, end, self._tokens)
+
+
+def _first_end(text: str, stop: str, start: int, after: int) -> int | None:
+    """Where the first occurrence ends that ends past ``after``."""
+    at = text.find(stop, max(start, after + 1 - len(stop), 0))
+    return None if at < 0 else at + len(stop)
+
+
+class Finisher:
+    """A thread that turns ended samples into answers, and ends samples at stop strings.
+
+    Attributes:
+      requests: answered so far.
+      prompt_tokens: of those.
+      completion_tokens: of those.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Callable[[Sample], None]) -> None:
+        """``stop`` tells the engine, from this thread, that a sample needs no more tokens."""
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._events: queue.SimpleQueue[tuple[Sample, int, End | None] | None] = queue.SimpleQueue()
+        self._watchers: dict[Sample, tuple[StopWatcher, int]] = {}
+        self.requests = self.prompt_tokens = self.completion_tokens = 0
+        self._thread = threading.Thread(target=self._run, name="grok1-finisher", daemon=True)
+        self._thread.start()
+
+    def offer(self, sample: Sample, tokens: int, end: End | None) -> None:
+        """A sample has ``tokens`` tokens; it has ended, or it is watched for stop strings."""
+        self._events.put((sample, tokens, end))
+
+    def close(self) -> None:
+        """Answers what has been offered, then ends the thread."""
+        self._events.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (event := self._events.get()) is not None:
+            sample = event[0]
+            try:
+                self._handle(*event)
+            except Exception as error:  # the row's own: its neighbours go on
+                sample.answered = True
+                self._stop(sample)
+                if not sample.ticket.future.done():
+                    sample.ticket.future.set_exception(error)
+
+    def _handle(self, sample: Sample, tokens: int, end: End | None) -> None:
+        if sample.answered:
+            return
+        match = self._watch(sample, tokens, end) if sample.ticket.request.params.stop else None
+        if match is not None:
+            self._stop(sample)
+            self._complete(sample, match.tokens, End("stop"), match)
+        elif end is not None:
+            self._complete(sample, tokens, end, None)
+
+    def _watch(self, sample: Sample, tokens: int, end: End | None) -> Match | None:
+        if self._tokenizer is None:
+            raise ValueError("stop strings need a tokenizer")
+        params = sample.ticket.request.params
+        watcher, fed = self._watchers.pop(sample, (None, 0))
+        if watcher is None:
+            decoder = self._tokenizer.stream(
+                sample.ticket.request.prompt_token_ids, params.skip_special_tokens
+            )
+            watcher = StopWatcher(params.stop, params.min_tokens, decoder)
+        match = watcher.feed(sample.token_ids[fed:tokens], last=end is not None)
+        if match is None and end is None:
+            self._watchers[sample] = (watcher, tokens)
+        return match
+
+    def _complete(self, sample: Sample, tokens: int, end: End, match: Match | None) -> None:
+        ticket, params = sample.ticket, sample.ticket.request.params
+        sample.answered = True
+        token_ids = tuple(sample.token_ids[:tokens])
+        text = ""
+        if self._tokenizer is not None:
+            text = self._tokenizer.decode_completion(
+                ticket.request.prompt_token_ids, token_ids, params.skip_special_tokens
+            )
+        stop_reason: str | int | None = end.stop_reason
+        if match is not None:
+            stop_reason = match.text
+            text = text[: match.end if params.include_stop_str_in_output else match.start]
+        ticket.outputs[sample.index] = CompletionOutput(
+            index=sample.index,
+            text=text,
+            token_ids=token_ids,
+            cumulative_logprob=float(sum(sample.logprobs[:tokens])),
+            logprobs=None if sample.details is None else tuple(sample.details[:tokens]),
+            finish_reason=end.finish_reason,
+            stop_reason=stop_reason,
+        )
+        self.completion_tokens += tokens
+        ticket.missing -= 1
+        if ticket.missing == 0:
+            self.requests += 1
+            self.prompt_tokens += len(ticket.request.prompt_token_ids)
+            ticket.future.set_result(_answer(ticket))
+
+
+def _answer(ticket: Ticket) -> RequestOutput:
+    scored = ticket.prompt_logprobs
+    return RequestOutput(
+        prompt_token_ids=ticket.request.prompt_token_ids,
+        outputs=tuple(output for output in ticket.outputs if output is not None),
+        prompt_logprobs=None if scored is None else tuple(scored),
+        cached_tokens=ticket.cached_tokens,
+    )

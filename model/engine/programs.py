@@ -1,0 +1,188 @@
+"""The steps compiled for one mesh: what the engine calls, and what ``topology`` compiles unattached."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from model.attention import PagedCache, Place, Queries
+from model.config import Grok1Config
+from model.engine import step
+from model.engine.shapes import Shapes
+from model.engine.state import SlotState, edit_slots, empty_slots
+from model.layout import Layout, abstract_params, param_specs
+from model.numerics import Numerics
+from model.sharding import MODEL, Collectives
+from model.transformer import Network, TokenRows
+
+_REPLICATED = PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that decides what is compiled.
+
+    Attributes:
+      config: the model.
+      numerics: the mode.
+      layout: how weights lie.
+      shapes: the sizes.
+      mesh: the devices, present or only described.
+      ordered: whether devices' sums run in rank order.
+    """
+
+    config: Grok1Config
+    numerics: Numerics
+    layout: Layout
+    shapes: Shapes
+    mesh: Mesh
+    ordered: bool = True
+
+    def network(self, tile_rows: int, expert_rows: int) -> Network:
+        """The network as a step of this tile size runs it."""
+        exchange = Collectives(self.mesh.size, self.ordered, self.numerics.operand)
+        return Network(self.config, self.numerics, exchange, tile_rows, expert_rows)
+
+    @property
+    def decoding(self) -> Network:
+        """The network of the decode step."""
+        return self.network(self.shapes.tile_rows, self.shapes.expert_rows)
+
+    @property
+    def prefilling(self) -> Network:
+        """The network of the prefill step."""
+        return self.network(self.shapes.prefill_tile_rows, self.shapes.prefill_expert_rows)
+
+    @property
+    def cache_spec(self) -> PagedCache:
+        """The cache is split by KV heads."""
+        spec = PartitionSpec(None, None, None, MODEL, None)
+        return PagedCache(spec, spec)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step: a function of local arrays, and how its arguments are split and shaped.
+
+    Attributes:
+      name: for progress and reports.
+      function: takes each device's part of the arguments.
+      inputs: partition of each argument, as prefix trees.
+      outputs: partition of the results.
+      arguments: shape, dtype and sharding of each argument.
+      donated: arguments whose memory the results take over.
+    """
+
+    name: str
+    function: Callable
+    inputs: tuple[Any, ...]
+    outputs: Any
+    arguments: tuple[Any, ...]
+    donated: tuple[int, ...]
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """The step, traced for a mesh; ``compile()`` it."""
+        function = self.function
+        if mesh.size > 1:
+            function = jax.shard_map(
+                function,
+                mesh=mesh,
+                in_specs=self.inputs,
+                out_specs=self.outputs,
+                check_vma=False,
+            )
+        return jax.jit(function, donate_argnums=self.donated).lower(*self.arguments)
+
+
+def steps(plan: Plan) -> dict[str, Step]:
+    """All steps that an engine uses, by name."""
+    shapes, mesh = plan.shapes, plan.mesh
+    params = abstract_params(plan.config, mesh, plan.numerics, plan.layout)
+    specs = param_specs(plan.config, plan.layout)
+    cache, state = abstract_cache(plan), _like(empty_slots(shapes.slots, shapes.sequence_pages), mesh)
+    rows, queries = abstract_prompts(plan)
+    integers = _abstract((shapes.prefill_rows,), jnp.int32, mesh)
+    flags = _abstract((shapes.slots,), jnp.bool_, mesh)
+    pages = _abstract((shapes.rows,), jnp.int32, mesh)
+    cached, same = plan.cache_spec, _REPLICATED
+    decode = partial(step.decode, plan.decoding, rows=shapes.rows, steps=shapes.steps)
+    made = [
+        Step(
+            "prefill",
+            partial(step.prefill, plan.prefilling),
+            (specs, cached, same, same),
+            cached,
+            (params, cache, rows, queries),
+            (1,),
+        ),
+        Step(
+            "score",
+            partial(step.score, plan.prefilling),
+            (specs, cached, same, same, same, same),
+            (cached, same),
+            (params, cache, rows, queries, integers, integers),
+            (1,),
+        ),
+        Step(
+            "decode",
+            decode,
+            (specs, cached, same),
+            (cached, same, same),
+            (params, cache, state),
+            (1, 2),
+        ),
+        Step("edit_slots", edit_slots, (same, same, same), same, (state, flags, state), (0,)),
+        Step("copy_pages", step.copy_pages, (cached, same, same), cached, (cache, pages, pages), (0,)),
+    ]
+    return {s.name: s for s in made}
+
+
+def abstract_cache(plan: Plan) -> PagedCache:
+    """Shape and sharding of the cache: [L, pages, C, K, N] twice."""
+    c, shapes = plan.config, plan.shapes
+    shape = (c.num_layers, shapes.pages, shapes.block_size, c.num_kv_heads, c.key_size)
+    spec = plan.cache_spec.keys
+    array = _abstract(shape, plan.numerics.operand, plan.mesh, spec)  # type: ignore[arg-type]
+    return PagedCache(array, array)  # type: ignore[arg-type]
+
+
+def abstract_prompts(plan: Plan) -> tuple[TokenRows, Queries]:
+    """Shapes of the prompt tokens of one prefill step."""
+    shapes = plan.shapes
+    return _like(empty_prompts(shapes), plan.mesh)
+
+
+def empty_prompts(shapes: Shapes) -> tuple[TokenRows, Queries]:
+    """A prefill step's arguments, as NumPy arrays, that run nothing."""
+    tokens, blocks, size = shapes.prefill_rows, shapes.prefill_blocks, shapes.block_size
+    zeros = np.zeros(tokens, np.int32)
+    rows = TokenRows(
+        tokens=zeros.copy(),
+        positions=zeros.copy(),
+        place=Place(zeros.copy(), zeros.copy()),
+        live=np.zeros(tokens, bool),
+        tiles=np.int32(0),
+    )
+    queries = Queries(
+        rows=np.full((blocks, size), tokens, np.int32),
+        inverse=np.full(tokens, blocks * size, np.int32),
+        positions=np.full((blocks, size), -1, np.int32),
+        pages=np.zeros((blocks, shapes.sequence_pages), np.int32),
+        blocks=np.int32(0),
+    )
+    return rows, queries
+
+
+def _like(tree: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(lambda x: _abstract(np.shape(x), x.dtype, mesh), tree)
+
+
+def _abstract(
+    shape: tuple[int, ...], dtype: Any, mesh: Mesh, spec: PartitionSpec = _REPLICATED
+) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))

@@ -1,0 +1,125 @@
+"""The few shapes that an engine compiles, chosen from the model, the machine and the options."""
+
+import dataclasses
+import math
+
+from model.config import Grok1Config
+from model.engine.options import EngineOptions
+from schemas.error import SetupError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Sizes of the compiled steps.
+
+    Attributes:
+      rows: B, sequences decoded at once.
+      slots: S, sequences admitted at once; the spare ones have their prompts computed ahead.
+      steps: K, decode steps between two looks of the host.
+      tile_rows: R of the decode step.
+      expert_rows: rows that an expert computes at once in it.
+      prefill_rows: T of the prefill step.
+      prefill_tile_rows: R of it.
+      prefill_expert_rows: rows that an expert computes at once in it.
+      prefill_blocks: most segments of it, each of one block of one prompt.
+      block_size: C, tokens of a page.
+      sequence_pages: P, pages of the longest sequence.
+      pages: of the cache, page 0 included.
+      max_context: longest prompt plus completion, in tokens.
+    """
+
+    rows: int
+    slots: int
+    steps: int
+    tile_rows: int
+    expert_rows: int
+    prefill_rows: int
+    prefill_tile_rows: int
+    prefill_expert_rows: int
+    prefill_blocks: int
+    block_size: int
+    sequence_pages: int
+    pages: int
+    max_context: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the choice of shapes asks of a machine.
+
+    Attributes:
+      platform: ``cpu``, ``gpu`` or ``tpu``.
+      devices: of the mesh.
+      cache_bytes: memory for the cache, over all devices.
+    """
+
+    platform: str
+    devices: int
+    cache_bytes: int
+
+
+def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine) -> Shapes:
+    """Shapes for a model on a machine; what the options leave open is filled in.
+
+    On a CPU rows are computed in tiles, whose number follows the load. An accelerator reads all
+    weights for a tile, so there each step is one.
+
+    Raises:
+      SetupError: the cache cannot hold one longest sequence.
+    """
+    on_cpu = machine.platform == "cpu"
+    rows = _up(options.slots or (32 if on_cpu else 256), machine.devices)
+    tile_rows = min(rows, 64) if on_cpu else rows
+    rows = _up(rows, tile_rows)
+    block_size = options.block_size or (16 if on_cpu else 128)
+    prefill_tile_rows = 64 if on_cpu else 2048
+    prefill_rows = options.prefill_rows or (256 if on_cpu else prefill_tile_rows)
+    prefill_rows = _up(max(prefill_rows, block_size), machine.devices)
+    prefill_tile_rows = min(prefill_rows, prefill_tile_rows)
+    prefill_rows = _up(prefill_rows, prefill_tile_rows)
+    max_context = min(options.max_context or config.sequence_len, config.sequence_len)
+    sequence_pages = -(-max_context // block_size)
+    slots = rows + _up(max(rows // 4, 2), machine.devices)
+    pages = 1 + slots * sequence_pages
+    if options.cache_tokens is not None:
+        pages = 1 + options.cache_tokens // block_size
+    else:
+        pages = min(pages, 1 + machine.cache_bytes // (cache_bytes_per_token(config, options)
+                                                       * block_size))
+    # A sample of several needs the page of its prompt's tail beside its own.
+    if pages < sequence_pages + 2:
+        raise SetupError(
+            f"the cache holds {(pages - 1) * block_size} tokens, less than one sequence of "
+            f"--max-context {max_context}; lower that, or raise --cache-tokens"
+        )
+    return Shapes(
+        rows=rows,
+        slots=slots,
+        steps=options.steps_per_round or 4,
+        tile_rows=tile_rows,
+        expert_rows=_expert_rows(config, rows, on_cpu),
+        prefill_rows=prefill_rows,
+        prefill_tile_rows=prefill_tile_rows,
+        prefill_expert_rows=_expert_rows(config, prefill_rows, on_cpu),
+        prefill_blocks=2 * (prefill_rows // block_size) or 2,
+        block_size=block_size,
+        sequence_pages=sequence_pages,
+        pages=pages,
+        max_context=max_context,
+    )
+
+
+def cache_bytes_per_token(config: Grok1Config, options: EngineOptions) -> int:
+    """Bytes of one token's keys and values in all layers, over all devices."""
+    width = 4 if options.numerics == "float32" else 2
+    return 2 * config.num_layers * config.num_kv_heads * config.key_size * width
+
+
+def _expert_rows(config: Grok1Config, rows: int, on_cpu: bool) -> int:
+    """Twice an even share, so that one round mostly does; on a CPU no more than is fast."""
+    share = rows * config.num_selected_experts / config.num_experts
+    return min(1 << max(3, math.ceil(math.log2(2 * share))), 64 if on_cpu else 512)
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,192 @@
+"""The compiled steps: what runs on the devices. Parts that compose, and pure functions all.
+
+``prefill`` fills the cache with prompts but for their last token. ``decode`` runs last tokens, draws
+the next, and again, several steps without the host. So everything is drawn in one place, and a
+prompt's last position is a decode row whichever way its cache was filled.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from model.attention import PagedCache, Place, Queries
+from model.engine.sampler import Draws, Knobs, describe, sample
+from model.engine.state import SlotState
+from model.transformer import Network, Params, TokenRows, final_hidden, forward, head, tiled
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """What K decode steps drew.
+
+    Attributes:
+      slots: [K, B] the slot of each row, S for a row that was not used.
+      draws: what each row drew, [K, B, ...].
+    """
+
+    slots: jax.Array
+    draws: Draws
+
+
+def prefill(
+    net: Network, params: Params, cache: PagedCache, rows: TokenRows, queries: Queries
+) -> PagedCache:
+    """Runs prompt tokens through the network for what they leave in the cache."""
+    return forward(net, params, cache, rows, (queries,))[1]
+
+
+def score(
+    net: Network,
+    params: Params,
+    cache: PagedCache,
+    rows: TokenRows,
+    queries: Queries,
+    targets: jax.Array,
+    logprobs: jax.Array,
+) -> tuple[PagedCache, Draws]:
+    """As ``prefill``, and what the model thinks of the token after each row.
+
+    Args:
+      net: what is fixed.
+      params: the weights.
+      cache: to be filled.
+      rows: T prompt tokens.
+      queries: how they attend.
+      targets: [T] the token that follows each.
+      logprobs: [T] how many top log-probabilities are wanted, -1 for none.
+
+    Returns:
+      The cache, and one draw a row, [T / devices, ...], whose token is the target.
+    """
+    hidden, cache = forward(net, params, cache, rows, (queries,))
+    exchange = net.collectives
+
+    def judge(hidden, targets, logprobs):
+        logits = head(net, final_hidden(net, params, hidden), params["embedding"])
+        logits = exchange.columns_to_rows(logits)
+        own = exchange.own_rows
+        return exchange.gather_rows_tree(describe(logits, own(targets), own(logprobs)))
+
+    return cache, tiled(net, rows, judge, hidden, targets, logprobs)
+
+
+def decode(
+    net: Network, params: Params, cache: PagedCache, state: SlotState, rows: int, steps: int
+) -> tuple[PagedCache, SlotState, Rounds]:
+    """Draws up to ``steps`` tokens for the sequences of the state, ``rows`` of them at a time.
+
+    There may be more live slots than rows: a row whose sequence ends takes the next live slot in the
+    following step, so rows stay full between two looks of the host.
+
+    Returns:
+      The cache and the state (donate both), and what was drawn.
+    """
+
+    def body(carry, _):
+        cache, state = carry
+        cache, state, drawn = decode_step(net, params, cache, state, rows)
+        return (cache, state), drawn
+
+    (cache, state), rounds = lax.scan(body, (cache, state), None, length=steps)
+    return cache, state, rounds
+
+
+def decode_step(
+    net: Network, params: Params, cache: PagedCache, state: SlotState, rows: int
+) -> tuple[PagedCache, SlotState, Rounds]:
+    """One token for each of up to ``rows`` live slots."""
+    exchange = net.collectives
+    count = len(state.alive)
+    slots, tiles = choose_slots(state.alive, rows, net.tile_rows, exchange.size)
+    live = slots < count
+    slot = jnp.where(live, slots, 0)
+    positions = jnp.where(live, state.position[slot], -1)
+    pages = state.pages[slot]
+    place = _place(pages, positions, cache.block_size)
+    token_rows = TokenRows(state.token[slot], jnp.maximum(positions, 0), place, live, tiles)
+    index = jnp.arange(rows, dtype=jnp.int32)
+    queries = Queries(
+        rows=index[:, None],
+        inverse=index,
+        positions=positions[:, None],
+        pages=pages,
+        blocks=positions.max() // cache.block_size + 1,
+    )
+    hidden, cache = forward(net, params, cache, token_rows, (queries,))
+
+    def next_token(hidden, slot):
+        logits = head(net, final_hidden(net, params, hidden), params["embedding"])
+        own = exchange.own_rows(slot)
+        draws = sample(exchange.columns_to_rows(logits), knobs(state, own))
+        return exchange.gather_rows_tree(draws)
+
+    draws = tiled(net, token_rows, next_token, hidden, slot)
+    drawn = state.drawn[slot] + 1
+    ended = (draws.token[:, None] == state.stop_ids[slot]).any(-1)
+    ended |= drawn >= state.max_tokens[slot]
+    update = dataclasses.replace(
+        state,
+        token=state.token.at[slots].set(draws.token, mode="drop"),
+        position=state.position.at[slots].add(1, mode="drop"),
+        drawn=state.drawn.at[slots].set(drawn, mode="drop"),
+        alive=state.alive.at[slots].set(~ended, mode="drop"),
+    )
+    return cache, update, Rounds(slots, draws)
+
+
+def knobs(state: SlotState, slot: jax.Array) -> Knobs:
+    """How the rows of these slots are sampled."""
+    early = state.drawn[slot] < state.min_tokens[slot]
+    return Knobs(
+        key=state.key[slot],
+        position=state.position[slot] + 1,
+        temperature=state.temperature[slot],
+        top_k=state.top_k[slot],
+        top_p=state.top_p[slot],
+        banned=jnp.where(early[:, None], state.stop_ids[slot], -1),
+        logprobs=state.logprobs[slot],
+    )
+
+
+def choose_slots(
+    alive: jax.Array, rows: int, tile_rows: int, devices: int
+) -> tuple[jax.Array, jax.Array]:
+    """Live slots for the rows of a step, and how many tiles they fill.
+
+    Each device samples the rows that it holds of a tile, so slots are dealt to devices in equal
+    ranges and each range fills its own rows.
+
+    Args:
+      alive: [S] bool; S is a multiple of ``devices``.
+      rows: B.
+      tile_rows: R.
+      devices: of the mesh.
+
+    Returns:
+      [B] slot of each row, S for none; and a scalar.
+    """
+    count = len(alive)
+    groups = alive.reshape(devices, -1)
+    each = rows // devices
+    order = jnp.argsort(~groups, axis=-1, stable=True)[:, :each].astype(jnp.int32)
+    used = jnp.take_along_axis(groups, order, axis=-1)
+    slots = order + jnp.arange(devices, dtype=jnp.int32)[:, None] * groups.shape[1]
+    slots = jnp.where(used, slots, count)
+    slots = slots.reshape(devices, rows // tile_rows, -1).swapaxes(0, 1).reshape(rows)
+    per_tile = tile_rows // devices
+    return slots, (used.sum(-1).max() + per_tile - 1) // per_tile
+
+
+def copy_pages(cache: PagedCache, source: jax.Array, target: jax.Array) -> PagedCache:
+    """Copies whole pages [X] -> [X] in all layers; page 0 onto itself where there is none."""
+    return jax.tree.map(lambda pages: pages.at[:, target].set(pages[:, source]), cache)
+
+
+def _place(pages: jax.Array, positions: jax.Array, block_size: int) -> Place:
+    """Where each row writes; rows with a negative position write to page 0."""
+    block = jnp.maximum(positions, 0) // block_size
+    page = jnp.take_along_axis(pages, block[:, None], axis=1)[:, 0]
+    return Place(jnp.where(positions < 0, 0, page), jnp.maximum(positions, 0) % block_size)

@@ -1,0 +1,106 @@
+"""Mixture of experts: the router, and the chosen experts' products in blocks of fixed size.
+
+Only chosen experts are computed, none is dropped, and a token's bits do not depend on the others:
+(token, expert) pairs are sorted by expert and worked off in rounds of E blocks of a fixed row count,
+as many rounds as the fullest expert needs.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from model.config import Grok1Config
+from model.numerics import Numerics
+from model.quantization import Weight, matmul
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """Which experts see which token.
+
+    Attributes:
+      experts: [T, chosen] int32, the likelier first.
+      gates: [T, chosen] float32 router probabilities, not renormalised.
+    """
+
+    experts: jax.Array
+    gates: jax.Array
+
+
+def route(x: jax.Array, router: jax.Array, config: Grok1Config) -> Routing:
+    """Softmax over all experts in float32, then the most likely ones; x [T, D], router [D, E]."""
+    logits = jnp.einsum(
+        "td,de->te", x.astype(jnp.float32), router, precision=lax.Precision.HIGHEST
+    )
+    gates, experts = lax.top_k(jax.nn.softmax(logits), config.num_selected_experts)
+    return Routing(experts, gates)
+
+
+def expert_ffn(
+    x: jax.Array, layer: dict[str, Weight], numerics: Numerics
+) -> jax.Array:
+    """(gelu(x gate) * (x up)) down, expert by expert: [E, R, D] -> [E, R, D] float32.
+
+    Under tensor parallelism F is this device's part and the result a summand.
+    """
+    gate = numerics.round(matmul(x, layer["gate"], numerics))
+    up = numerics.round(matmul(x, layer["up"], numerics))
+    hidden = jax.nn.gelu(gate, approximate=True) * up
+    if not numerics.rounds:  # the release keeps float32 from here to the down product
+        hidden = hidden.astype(numerics.operand)
+    return matmul(hidden, layer["down"], numerics)
+
+
+def mixture(
+    x: jax.Array,
+    routing: Routing,
+    live: jax.Array,
+    layer: dict[str, Weight],
+    block_rows: int,
+    numerics: Numerics,
+) -> jax.Array:
+    """The gated sum of each token's experts: x [T, D] -> [T, D] float32.
+
+    Args:
+      x: normed activations, dtype ``numerics.operand``.
+      routing: experts and gates of each token.
+      live: [T] bool; other rows cost nothing and give zeros.
+      layer: the weights ``gate``, ``up`` and ``down``, [E, in, out] each.
+      block_rows: rows that an expert computes a round.
+      numerics: the mode.
+    """
+    tokens, chosen = routing.experts.shape
+    experts = layer["router"].shape[-1]
+    pairs = tokens * chosen
+    expert = jnp.where(live[:, None], routing.experts, experts).reshape(pairs)
+    order = jnp.argsort(expert, stable=True).astype(jnp.int32)
+    counts = (expert[:, None] == jnp.arange(experts)).sum(0, dtype=jnp.int32)
+    starts = jnp.cumsum(counts) - counts
+    # One row more than there are, for blocks that are not full.
+    source = jnp.concatenate([x, jnp.zeros((1, x.shape[1]), x.dtype)])
+
+    def work_off(state):
+        done, results = state
+        place = done + jnp.arange(block_rows)
+        pair = order[jnp.minimum(starts[:, None] + place, pairs - 1)]
+        pair = jnp.where(place < counts[:, None], pair, pairs)
+        block = source[jnp.minimum(pair // chosen, tokens)]
+        result = expert_ffn(block, layer, numerics)
+        results = results.at[pair.reshape(-1)].set(
+            result.reshape(-1, result.shape[-1]), mode="drop"
+        )
+        return done + block_rows, results
+
+    results = jnp.zeros((pairs, x.shape[1]), jnp.float32)
+    _, results = lax.while_loop(
+        lambda state: state[0] < counts.max(), work_off, (jnp.int32(0), results)
+    )
+    results = results.reshape(tokens, chosen, -1)
+    gates = numerics.round(routing.gates)
+    mixed = results[:, 0] * gates[:, :1]
+    for i in range(1, chosen):
+        mixed = mixed + results[:, i] * gates[:, i : i + 1]
+    return mixed

@@ -1,0 +1,118 @@
+"""The device mesh, which weight axis goes where, and the sums over devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from model.config import Grok1Config
+from model.params import Param
+from schemas.error import SetupError
+
+MODEL = "model"
+"""The mesh axis of tensor parallelism."""
+
+RULES: dict[str | None, str | None] = {
+    "vocab": MODEL,
+    "heads": MODEL,
+    "kv_heads": MODEL,
+    "ffn": MODEL,
+    "experts": None,
+    "embed": None,
+    None: None,
+}
+"""Logical axis of a weight -> mesh axis that it is split over, or None for a copy on each device."""
+
+
+def weight_spec(param: Param) -> PartitionSpec:
+    """How a weight is split over the mesh."""
+    return PartitionSpec(*(RULES[axis] for axis in param.axes))
+
+
+def scales_spec(param: Param) -> PartitionSpec:
+    """How a quantised weight's scales are split: groups follow the contracted axis."""
+    *lead, contracted, out = (RULES[axis] for axis in param.axes)
+    return PartitionSpec(*lead, contracted, out)
+
+
+def make_mesh(count: int | None, config: Grok1Config, devices: list[jax.Device]) -> Mesh:
+    """A mesh of ``count`` devices, by default the most of 8, 4, 2, 1 that are present and divide.
+
+    Raises:
+      SetupError: fewer devices are present, or the model cannot be split so.
+    """
+    fits = [n for n in (8, 4, 2, 1) if n <= len(devices) and not _indivisible(config, n)]
+    if count is None:
+        count = fits[0]
+    if count > len(devices):
+        raise SetupError(f"--devices {count}: only {len(devices)} are present")
+    if count not in fits:
+        raise SetupError(f"--devices {count}: does not divide {_indivisible(config, count)}")
+    return Mesh(np.asarray(devices[:count]), (MODEL,))
+
+
+def _indivisible(config: Grok1Config, n: int) -> str:
+    sizes = {
+        "num_kv_heads": config.num_kv_heads,
+        "ffn_size": config.ffn_size,
+        "vocab_size": config.vocab_size,
+    }
+    return ", ".join(f"{name}={size}" for name, size in sizes.items() if size % n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """Exchanges between the devices of the mesh, called inside ``shard_map``; no-ops on one device.
+
+    Attributes:
+      size: devices of the mesh.
+      ordered: whether sums run in rank order. A ring all-reduce adds in an order that depends on a
+        row's offset, so that a row's bits would depend on where in the batch it stands.
+      wire: dtype of what is sent.
+    """
+
+    size: int
+    ordered: bool
+    wire: jnp.dtype
+
+    def sum_to_own_rows(self, partial: jax.Array) -> jax.Array:
+        """[R, D] a summand on each device -> [R / size, D] float32: the sums of the device's rows."""
+        if self.size == 1:
+            return partial
+        partial = partial.astype(self.wire)
+        if not self.ordered:
+            return lax.psum_scatter(partial, MODEL, tiled=True).astype(jnp.float32)
+        parts = partial.reshape(self.size, -1, partial.shape[-1])
+        parts = lax.all_to_all(parts, MODEL, split_axis=0, concat_axis=0)
+        total = parts[0].astype(jnp.float32)
+        for rank in range(1, self.size):
+            total = total + parts[rank].astype(jnp.float32)
+        return total
+
+    def gather_rows(self, own: jax.Array) -> jax.Array:
+        """[R / size, ...] -> [R, ...]: every device's rows on every device."""
+        return own if self.size == 1 else lax.all_gather(own, MODEL, tiled=True)
+
+    def columns_to_rows(self, columns: jax.Array) -> jax.Array:
+        """[R, V / size] -> [R / size, V]: from all rows of some columns to some rows, whole."""
+        if self.size == 1:
+            return columns
+        return lax.all_to_all(columns, MODEL, split_axis=0, concat_axis=1, tiled=True)
+
+    def gather_rows_tree(self, own):
+        """``gather_rows`` of each array of a pytree."""
+        return jax.tree.map(self.gather_rows, own)
+
+    def own_rows(self, rows: jax.Array) -> jax.Array:
+        """[R, ...] -> [R / size, ...]: this device's part of what all devices hold."""
+        if self.size == 1:
+            return rows
+        each = len(rows) // self.size
+        return lax.dynamic_slice_in_dim(rows, self.rank() * each, each)
+
+    def rank(self) -> jax.Array:
+        """This device's place in the mesh, scalar int32."""
+        return jnp.int32(0) if self.size == 1 else lax.axis_index(MODEL)

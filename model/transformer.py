@@ -1,0 +1,216 @@
+"""The network: embedding, 64 layers of attention and experts, head. One forward for everything.
+
+All but attention runs over flat token rows, in tiles of a fixed row count: a compiler may add in
+another order for another shape, and a row's bits must not depend on how many others there are.
+Axis letters are in config.py; T counts token rows here, R the rows of a tile.
+
+Under tensor parallelism (inside ``shard_map``) each device holds its part of heads, expert width and
+vocabulary. The residual stream is split by rows: a sublayer gathers its normed input, computes a
+summand of every row, and each device gets the sums of its own rows back. That is one gather and one
+exchange a sublayer, the bytes of an all-reduce, and norms are computed once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from model.attention import PagedCache, Place, Queries, attention, rotary
+from model.config import Grok1Config
+from model.moe import Routing, mixture, route
+from model.numerics import Numerics
+from model.quantization import Weight, matmul
+from model.sharding import Collectives
+
+Layer = dict[str, Weight]
+Params = dict[str, Any]
+"""``embedding`` [V, D], ``final_norm`` [D], and ``layers``: a tuple of ``Layer``, or one ``Layer``
+whose arrays have a leading axis L and which a loop walks through."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is fixed when a step is compiled.
+
+    Attributes:
+      config: the model's sizes.
+      numerics: where it rounds.
+      collectives: how devices exchange.
+      tile_rows: R; the number of token rows is a multiple.
+      expert_rows: rows that an expert computes at once.
+    """
+
+    config: Grok1Config
+    numerics: Numerics
+    collectives: Collectives
+    tile_rows: int
+    expert_rows: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenRows:
+    """T token rows of any sequences.
+
+    Attributes:
+      tokens: [T] ids.
+      positions: [T] in their sequences.
+      place: where their keys and values go; page 0 for rows that are not live.
+      live: [T] bool; the others are computed and ignored.
+      tiles: scalar, how many tiles hold live rows; the others are skipped.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    place: Place
+    live: jax.Array
+    tiles: jax.Array
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, config: Grok1Config) -> jax.Array:
+    """x / rms(x) * scale over the last axis, in float32; the scale multiplies directly (no + 1)."""
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * lax.rsqrt(mean_square + config.rms_norm_eps) * scale
+
+
+def forward(
+    net: Network,
+    params: Params,
+    cache: PagedCache,
+    rows: TokenRows,
+    queries: tuple[Queries, ...],
+) -> tuple[jax.Array, PagedCache]:
+    """Runs token rows through the network, writing their keys and values to the cache.
+
+    Args:
+      net: what is fixed.
+      params: the weights, this device's part.
+      cache: donate it: it is updated in place.
+      rows: the tokens.
+      queries: how they attend; each live row stands in one of these.
+
+    Returns:
+      Residual stream [T / devices, D] float32 after the last layer, split by rows tile by tile, and
+      the cache.
+    """
+    hidden = tiled(net, rows, lambda tokens: embed(net, params, tokens), rows.tokens)
+
+    def step(layer: Layer, index, state):
+        return transformer_layer(net, layer, index, *state, rows, queries)
+
+    return _each_layer(step, params["layers"], (hidden, cache))
+
+
+def transformer_layer(
+    net: Network,
+    layer: Layer,
+    index: jax.Array,
+    hidden: jax.Array,
+    cache: PagedCache,
+    rows: TokenRows,
+    queries: tuple[Queries, ...],
+) -> tuple[jax.Array, PagedCache]:
+    """One layer: attention and experts, each normed before and after, each added to the residual."""
+    numerics, exchange, config = net.numerics, net.collectives, net.config
+
+    def norm(x, name):
+        return numerics.round(rms_norm(x, layer[name], config))
+
+    def project(hidden, positions):
+        x = exchange.gather_rows(norm(hidden, "attn_norm").astype(numerics.operand))
+        heads = [
+            numerics.round(matmul(x, layer[name], numerics)).reshape(len(x), -1, config.key_size)
+            for name in ("query", "key", "value")
+        ]
+        query, key = (
+            numerics.round(rotary(h, positions, config.rope_base)) for h in heads[:2]
+        )
+        return tuple(h.astype(numerics.operand) for h in (query, key, heads[2]))
+
+    def after_attention(hidden, mixed):
+        summand = matmul(mixed.astype(numerics.operand), layer["attn_out"], numerics)
+        output = numerics.round(exchange.sum_to_own_rows(summand))
+        hidden = numerics.round(hidden + norm(output, "attn_post_norm"))
+        x = exchange.gather_rows(norm(hidden, "moe_norm").astype(numerics.operand))
+        routing = route(x, layer["router"], config)
+        return hidden, x, routing.experts, routing.gates
+
+    def after_experts(hidden, summand):
+        output = numerics.round(exchange.sum_to_own_rows(summand))
+        return numerics.round(hidden + norm(output, "moe_post_norm"))
+
+    query, key, value = tiled(net, rows, project, hidden, rows.positions)
+    cache = cache.write(index, rows.place, key, value)
+    mixed = sum(attention(query, cache, index, q, config, numerics) for q in queries)
+    hidden, x, experts, gates = tiled(net, rows, after_attention, hidden, mixed)
+    summand = mixture(x, Routing(experts, gates), rows.live, layer, net.expert_rows, numerics)
+    hidden = tiled(net, rows, after_experts, hidden, summand)
+    return hidden, cache
+
+
+def embed(net: Network, params: Params, tokens: jax.Array) -> jax.Array:
+    """Input embeddings of a tile: [R] ids -> [R / devices, D] float32, scaled."""
+    table, exchange = params["embedding"], net.collectives
+    local = tokens - exchange.rank() * len(table)
+    mine = (local >= 0) & (local < len(table))
+    vectors = jnp.where(mine[:, None], table[jnp.where(mine, local, 0)], 0)
+    # One device has the row, the others add exact zeros.
+    vectors = exchange.sum_to_own_rows(vectors.astype(jnp.float32))
+    scale = net.numerics.round(jnp.float32(net.config.embedding_multiplier_scale))
+    return net.numerics.round(vectors * scale)
+
+
+def final_hidden(net: Network, params: Params, hidden: jax.Array) -> jax.Array:
+    """What the head reads, for a tile: residual [R / devices, D] -> normed [R, D]."""
+    x = net.numerics.round(rms_norm(hidden, params["final_norm"], net.config))
+    return net.collectives.gather_rows(x.astype(net.numerics.operand))
+
+
+def head(net: Network, x: jax.Array, table: jax.Array) -> jax.Array:
+    """Logits [R, v] float32 over the v rows of the tied embedding that ``table`` holds."""
+    numerics = net.numerics
+    logits = numerics.round(numerics.einsum("rd,vd->rv", x, table))
+    scale = numerics.round(jnp.float32(net.config.output_multiplier_scale))
+    return numerics.round(logits * scale)
+
+
+def tiled(net: Network, rows: TokenRows, function: Callable, *arrays: jax.Array) -> Any:
+    """Applies a function of one tile's rows to all tiles in use; results as one array again.
+
+    Args:
+      net: gives R.
+      rows: gives the number of tiles, and how many are in use; results of the others are zero.
+      function: takes [R, ...] or, of arrays split by rows over devices, [R / devices, ...].
+      arrays: [tiles * that, ...].
+    """
+    tiles = len(rows.tokens) // net.tile_rows
+    if tiles == 1:
+        return function(*arrays)
+    split = [array.reshape(tiles, -1, *array.shape[1:]) for array in arrays]
+    shapes = jax.eval_shape(function, *(array[0] for array in split))
+    results = jax.tree.map(lambda s: jnp.zeros((tiles, *s.shape), s.dtype), shapes)
+
+    def body(i, results):
+        tile = function(*(lax.dynamic_index_in_dim(a, i, keepdims=False) for a in split))
+        return jax.tree.map(
+            lambda r, t: lax.dynamic_update_index_in_dim(r, t, i, 0), results, tile
+        )
+
+    results = lax.fori_loop(0, rows.tiles, body, results)
+    return jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:]), results)
+
+
+def _each_layer(step: Callable, layers: Layer | tuple[Layer, ...], state: Any) -> Any:
+    if isinstance(layers, tuple):
+        for index, layer in enumerate(layers):
+            state = step(layer, jnp.int32(index), state)
+        return state
+    count = len(layers["attn_norm"])
+
+    def body(state, xs):
+        return step(xs[0], xs[1], state), None
+
+    return lax.scan(body, state, (layers, jnp.arange(count, dtype=jnp.int32)))[0]

@@ -1,0 +1,60 @@
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.engine.engine import Engine
+from model.engine.options import EngineOptions
+
+GOLDEN = Path(__file__).parents[2] / "data" / "grok1-tiny"
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What golden data says of its sequences, position by position."""
+
+    sequences: list[list[int]]
+    top1: list[np.ndarray]
+    gap: list[np.ndarray]
+    logprob: list[np.ndarray]
+    full: list[np.ndarray]
+
+    def flat(self, name: str) -> np.ndarray:
+        return np.concatenate(getattr(self, name))
+
+
+@functools.cache
+def truth(name: str) -> Truth:
+    data = np.load(GOLDEN / f"{name}.npz")
+    cuts = np.cumsum(data["lens"])[:-1]
+    split = {key: np.split(data[key], cuts) for key in ("tokens", "top1", "gap", "logprob")}
+    return Truth(
+        sequences=[s.tolist() for s in split["tokens"]],
+        top1=split["top1"],
+        gap=split["gap"],
+        logprob=split["logprob"],
+        full=[data["full0"], data["full1"]],
+    )
+
+
+def greedy(name: str) -> list[dict]:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def engines():
+    """Engines on the golden model by options, made once."""
+    made: dict[EngineOptions, Engine] = {}
+
+    def get(**options) -> Engine:
+        key = EngineOptions(**{"slots": 8, "prefill_rows": 64, **options})
+        if key not in made:
+            made[key] = Engine.from_checkpoint(str(GOLDEN), options=key)
+        return made[key]
+
+    yield get
+    for engine in made.values():
+        engine.close()

@@ -1,0 +1,223 @@
+"""The numbers of the reference, through the checkpoint reader and the engine."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model import layout, moe, transformer
+from model.checkpoint.source import open_checkpoint
+from model.engine import batch, sampler
+from model.engine.cache import PagePool
+from model.engine.options import EngineOptions
+from model.engine.programs import Plan, abstract_cache
+from model.engine.request import Request
+from model.engine.scheduler import Scheduler
+from model.engine.shapes import Machine, choose_shapes
+from model.numerics import MODES
+from model.sharding import make_mesh
+from model.transformer import final_hidden, forward, head, tiled
+from schemas.sampling import SamplingParams
+from tests.model.engine.conftest import GOLDEN, greedy, truth
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+
+
+def scored(engine):
+    """Log-probability and likeliest token at each position of the golden sequences."""
+    outputs = engine.generate(
+        truth("exact").sequences, SamplingParams(max_tokens=1, prompt_logprobs=1)
+    )
+    logprob = [[0.0] + [t.logprob for t in o.prompt_logprobs[1:]] for o in outputs]
+    top1 = [[t.top_token_ids[0] for t in o.prompt_logprobs[1:]] for o in outputs]
+    return np.concatenate(logprob), top1
+
+
+def test_float32_is_exact(engines):
+    exact = truth("exact")
+    logprob, top1 = scored(engines(numerics="float32"))
+    np.testing.assert_allclose(logprob, exact.flat("logprob"), rtol=1e-4, atol=1e-4)
+    for found, want, gap in zip(top1, exact.top1, exact.gap, strict=True):
+        clear = gap[:-1] > 1e-3
+        assert (np.array(found)[clear] == want[:-1][clear]).all()
+
+
+def test_bf16_is_no_farther_from_exact_than_the_reference(engines):
+    exact, reference = truth("exact"), truth("reference_bf16")
+    logprob, top1 = scored(engines(numerics="bf16"))
+    ours = abs(logprob - exact.flat("logprob")).mean()
+    theirs = abs(reference.flat("logprob") - exact.flat("logprob")).mean()
+    assert ours <= theirs
+    clear = np.concatenate([g[:-1] for g in exact.gap]) > 0.25
+    want = np.concatenate([t[:-1] for t in exact.top1])[clear]
+    theirs = np.concatenate([t[:-1] for t in reference.top1])[clear]
+    ours = np.concatenate(top1)[clear]
+    assert (ours == want).mean() >= (theirs == want).mean()
+
+
+def test_release_rounds_where_the_reference_does(engines):
+    reference = truth("reference_bf16")
+    logprob, _ = scored(engines(numerics="release"))
+    assert abs(logprob - reference.flat("logprob")).mean() < 0.08
+
+
+def assert_greedy(outputs, rows, completions, margin):
+    """Equal tokens up to each row's first step that is closer than the margin."""
+    compared = 0
+    for output, row, completion in zip(outputs, rows, completions, strict=True):
+        close = [i for i, m in enumerate(row["margin"]) if m < margin]
+        stop = close[0] if close else len(completion)
+        assert list(output.outputs[0].token_ids[:stop]) == completion[:stop]
+        compared += stop
+    assert compared > 0.5 * sum(map(len, completions))
+
+
+def test_float32_greedy(engines):
+    rows = greedy("greedy_exact")
+    outputs = engines(numerics="float32").generate([row["prompt"] for row in rows], GREEDY)
+    assert_greedy(outputs, rows, [row["completion"] for row in rows], 1e-3)
+
+
+@pytest.mark.parametrize("numerics", ["bf16", "release"])
+def test_bfloat16_greedy(engines, numerics):
+    exact = {tuple(row["prompt"]): row for row in greedy("greedy_exact")}
+    reference = [r for r in greedy("greedy_reference_bf16") if tuple(r["prompt"]) in exact]
+    rows = [exact[tuple(row["prompt"])] for row in reference]
+    outputs = engines(numerics=numerics).generate([row["prompt"] for row in rows], GREEDY)
+    for output, row, want in zip(outputs, rows, reference, strict=True):
+        close = [i for i, m in enumerate(row["margin"]) if m < 0.1]
+        stop = close[0] if close else len(want["completion"])
+        assert list(output.outputs[0].token_ids[:stop]) == want["completion"][:stop]
+
+
+def test_decoding_agrees_with_scoring(engines):
+    """The cache as decode steps fill it says what a prefill of the same tokens says."""
+    engine = engines(numerics="float32")
+    prompts = [row["prompt"] for row in greedy("greedy_exact")]
+    params = SamplingParams(temperature=1.0, max_tokens=24, ignore_eos=True, logprobs=0)
+    outputs = engine.generate(prompts, params)
+    whole = [p + list(o.outputs[0].token_ids) for p, o in zip(prompts, outputs, strict=True)]
+    again = engine.generate(whole, SamplingParams(max_tokens=1, prompt_logprobs=0))
+    for prompt, output, check in zip(prompts, outputs, again, strict=True):
+        decoded = [t.logprob for t in output.outputs[0].logprobs]
+        prefilled = [t.logprob for t in check.prompt_logprobs[len(prompt) :]]
+        np.testing.assert_allclose(decoded, prefilled, rtol=1e-4, atol=1e-4)
+
+
+def test_nucleus_keeps_what_the_reference_keeps():
+    data = np.load(GOLDEN / "nucleus.npz")
+    kept = sampler.keep_top_p(jnp.asarray(data["logits"]), jnp.asarray(data["p"])) > -jnp.inf
+    assert (np.asarray(kept) == data["kept"]).all()
+
+
+class Forward:
+    """All logits of the golden sequences by the prefill step's own parts, in float32."""
+
+    def __init__(self, config=None, change=lambda params: params):
+        checkpoint = open_checkpoint(str(GOLDEN))
+        numerics = MODES["float32"]
+        config = config or checkpoint.config
+        mesh = make_mesh(1, config, jax.devices())
+        shapes = choose_shapes(
+            config,
+            EngineOptions(prefill_rows=128),
+            Machine(platform="cpu", devices=1, cache_bytes=1 << 26),
+        )
+        self.plan = Plan(config, numerics, layout.choose_layout("cpu", numerics), shapes, mesh)
+        params = layout.load_params(checkpoint.read, config, mesh, numerics, self.plan.layout)
+        self.params = change(params)
+        self.step = jax.jit(self.logits)
+
+    def logits(self, params, rows, queries):
+        net = self.plan.prefilling
+        cache = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract_cache(self.plan))
+        hidden, _ = forward(net, params, cache, rows, (queries,))
+        return tiled(
+            net,
+            rows,
+            lambda h: head(net, final_hidden(net, params, h), params["embedding"]),
+            hidden,
+        )
+
+    def errors(self):
+        """Relative error of each of the two sequences that the golden data has in full."""
+        errors = []
+        for tokens, want in zip(truth("exact").sequences, truth("exact").full, strict=False):
+            shapes = self.plan.shapes
+            scheduler = Scheduler(PagePool(shapes.pages, shapes.block_size), shapes.slots)
+            # One token more, since the last of a prompt is a decode step's.
+            scheduler.add(Request(prompt_token_ids=(*tokens, 0), params=SamplingParams()), None)
+            scheduler.admit()
+            segments, _ = scheduler.plan(shapes.prefill_rows, shapes.prefill_blocks)
+            got = self.step(self.params, *batch.pack(segments, shapes))[: len(tokens)]
+            errors.append(np.linalg.norm(got - want) / np.linalg.norm(want))
+        return errors
+
+
+def test_all_logits():
+    assert max(Forward().errors()) < 1e-4
+
+
+def swap_norms(params):
+    layers = [
+        {**layer, "attn_post_norm": layer["moe_post_norm"], "moe_post_norm": layer["attn_post_norm"]}
+        for layer in params["layers"]
+    ]
+    return {**params, "layers": tuple(layers)}
+
+
+
+def wrong_layer_order(params):
+    count = len(params["layers"])
+    stored = sorted(range(count), key=str)  # the layer that each group of files holds
+    return {**params, "layers": tuple(params["layers"][stored[i]] for i in range(count))}
+
+
+def one_scale_group(monkeypatch):
+    place = layout._place
+
+    def first_group(param, values, scales, *rest):
+        if scales is not None:
+            scales = np.repeat(np.asarray(scales)[..., :1, :], scales.shape[-2], axis=-2)
+        return place(param, values, scales, *rest)
+
+    monkeypatch.setattr(layout, "_place", first_group)
+
+
+def renormalised_gates(monkeypatch):
+    route = moe.route
+
+    def renormalised(x, router, config):
+        routing = route(x, router, config)
+        gates = routing.gates / routing.gates.sum(-1, keepdims=True)
+        return dataclasses.replace(routing, gates=gates)
+
+    monkeypatch.setattr(transformer, "route", renormalised)
+
+
+def router_cap(monkeypatch):
+    softmax = jax.nn.softmax
+    monkeypatch.setattr(jax.nn, "softmax", lambda x: softmax(30 * jnp.tanh(x / 30)))
+
+
+def erf_gelu(monkeypatch):
+    gelu = jax.nn.gelu
+    monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=False))
+
+
+@pytest.mark.parametrize("mutate", [renormalised_gates, router_cap, erf_gelu, one_scale_group])
+def test_changed_arithmetic_is_noticed(monkeypatch, mutate):
+    mutate(monkeypatch)
+    assert max(Forward().errors()) > 1e-4
+
+
+@pytest.mark.parametrize("change", [swap_norms, wrong_layer_order])
+def test_changed_weights_are_noticed(change):
+    assert max(Forward(change=change).errors()) > 1e-4
+
+
+def test_missing_attention_cap_is_noticed():
+    config = dataclasses.replace(open_checkpoint(str(GOLDEN)).config, attn_logit_cap=1e6)
+    assert max(Forward(config).errors()) > 1e-4
