@@ -49,8 +49,12 @@ class Checkpoint(Protocol):
         """All tensors of the model, in the order of the files."""
         ...
 
+    def name_of(self, tensor: Tensor) -> str:
+        """How messages call a tensor: its label and its file."""
+        ...
+
     def missing(self) -> list[str]:
-        """Names of the tensors that have no file."""
+        """The tensors that have no file, as ``name_of`` calls them."""
         ...
 
     def unexpected(self) -> list[str]:

@@ -53,6 +53,9 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DTYPES = {np.dtype(c).str[1:]: np.dtype(c) for c in "?bhilqBHILQefd"}
 """Types other than int8 and float32 only so that a message can say what was found."""
 
+_OF_OBJECTS = 0b11
+"""Flags of a dtype whose numbers are pointers."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Payload:
@@ -129,8 +132,9 @@ def call(function: Any, args: Any) -> Any:
 def set_state(target: Any, state: Any) -> None:
     """Gives an object its state, as opcode BUILD asks for it."""
     match target, state:
-        case np.dtype(), (int(), "<" | "|" | "=", None, None, None, *_):
-            pass
+        case np.dtype(), (int(), "<" | "|" | "=", None, None, None, int(), int(), int(flags)):
+            if flags & _OF_OBJECTS:
+                raise Refused("make an array of Python objects")
         case np.dtype(), (int(), Text(order), *_):
             raise Malformed(f"its numbers are stored in byte order '{_printable(order)}', not '<'")
         case Array(), (int(), shape, np.dtype() as dtype, bool(fortran), Payload() as data):

@@ -78,9 +78,13 @@ class ReleaseCheckpoint:
         """All tensors of the model, in the order of the files."""
         return list(self._names)
 
+    def name_of(self, tensor: Tensor) -> str:
+        """How messages call a tensor: ``layers.3.gate (ckpt-0/tensor00038_000)``."""
+        return f"{tensor.label} ({FOLDER}/{self._names[tensor]})"
+
     def missing(self) -> list[str]:
-        """Tensors that have no file, as ``layers.3.gate (ckpt-0/tensor00038_000)``."""
-        return [self._call(t) for t, name in self._names.items() if name not in self._sizes]
+        """The tensors that have no file, as ``name_of`` calls them."""
+        return [self.name_of(t) for t, name in self._names.items() if name not in self._sizes]
 
     def unexpected(self) -> list[str]:
         """Tensor files that no tensor of the model belongs to."""
@@ -104,8 +108,8 @@ class ReleaseCheckpoint:
                 f"{len(self._names)} tensors of its config{whose}: {_first(extra)}; "
                 f"put the {CONFIG} that belongs to it beside {FOLDER}"
             )
-        short = [self._call(t) for t, n in self._names.items() if self._sizes[n] < _least_bytes(t)]
-        if short:
+        sizes = {tensor: self._sizes[name] for tensor, name in self._names.items()}
+        if short := [self.name_of(t) for t, size in sizes.items() if size < _least_bytes(t)]:
             raise SetupError(
                 f"the checkpoint at {self.url} has {len(short)} files too small for their "
                 f"tensors{whose}: {_first(short)}; complete the download"
@@ -143,7 +147,7 @@ class ReleaseCheckpoint:
         expected, found = _declared(tensor), str(location)
         if found != expected:
             raise SetupError(
-                f"{self._call(tensor)} in {self.url} holds {found}, but its config asks for "
+                f"{self.name_of(tensor)} in {self.url} holds {found}, but its config asks for "
                 f"{expected}: use the {CONFIG} that belongs to the checkpoint"
             )
         return location
@@ -167,9 +171,6 @@ class ReleaseCheckpoint:
     def file_url(self, tensor: Tensor) -> str:
         """The URL of a tensor's file, with its secrets, for ranged reads."""
         return files.join(self._folder, self._names[tensor])
-
-    def _call(self, tensor: Tensor) -> str:
-        return f"{tensor.label} ({FOLDER}/{self._names[tensor]})"
 
     def _locate(self, tensor: Tensor, name: str) -> TensorLocation:
         where = f"{tensor.label} ({FOLDER}/{name}) in {self.url}"

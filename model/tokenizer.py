@@ -1,0 +1,246 @@
+"""Text to token ids and back, by the SentencePiece model that belongs to a checkpoint.
+
+Decoding is done here rather than by sentencepiece, from a table of the bytes that each id stands
+for, since a completion is decoded apart from its prompt and as it grows. Over a whole text it gives
+what sentencepiece gives; a test says so.
+"""
+
+import codecs
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+
+from model.checkpoint import files
+from model.config import Grok1Config
+from schemas.error import SetupError
+
+_MAX_BYTES = 64 << 20
+"""The released model has 2 MB; a tokenizer is an untrusted file."""
+
+_SPACE = "▁"
+_BROKEN = re.compile("[\udc80-\udcff]")
+"""What ``surrogateescape`` makes of a byte that belongs to no character."""
+
+
+class Tokenizer:
+    """A SentencePiece model. Immutable; all methods may be called from several threads.
+
+    Attributes:
+      model: the file's bytes.
+      identity: their SHA-256.
+      vocab_size: V, number of ids.
+      pad_id, bos_id, eos_id, unk_id: ids of the special tokens, or -1 where the model has none.
+      special_ids: control tokens and the unknown token, which are no text. What a model calls
+        "user defined", such as the release's ``<|separator|>``, is text.
+    """
+
+    def __init__(self, model: bytes, where: str = "the tokenizer") -> None:
+        """Args: a model file's bytes, and how messages call it.
+
+        Raises:
+          SetupError: the bytes are no SentencePiece model.
+        """
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            if not model:
+                raise ValueError("it is empty")
+            processor.LoadFromSerializedProto(model)
+            ids = list(range(processor.vocab_size()))
+            pieces = processor.id_to_piece(ids)
+            is_byte = processor.is_byte(ids)
+            is_control = processor.is_control(ids)
+        except (RuntimeError, ValueError) as error:
+            raise SetupError(f"{where} is no SentencePiece model: {str(error)[:200]}") from None
+        self._processor = processor
+        self.model = bytes(model)
+        self.identity = hashlib.sha256(model).hexdigest()
+        self.vocab_size = len(ids)
+        self.pad_id, self.bos_id = processor.pad_id(), processor.bos_id()
+        self.eos_id, self.unk_id = processor.eos_id(), processor.unk_id()
+        self._byte_ids = frozenset(i for i in ids if is_byte[i])
+        self._control_ids = frozenset(i for i in ids if is_control[i])
+        self.special_ids = self._control_ids | ({self.unk_id} if self.unk_id >= 0 else set())
+        self._names = {i: pieces[i] for i in self.special_ids}
+        # By id: the bytes it stands for. A byte piece is written <0x0A>.
+        self._bytes = [
+            bytes([int(piece[3:5], 16)]) if is_byte[i] else piece.replace(_SPACE, " ").encode()
+            for i, piece in enumerate(pieces)
+        ]
+        self._spaced = frozenset(i for i, piece in enumerate(pieces) if piece.startswith(_SPACE))
+        self._strips_one, self._strips_all = self._leading_space(pieces)
+
+    @classmethod
+    def load(cls, url: str) -> "Tokenizer":
+        """The tokenizer in a file, by fsspec URL or local path.
+
+        Raises:
+          SetupError: it cannot be read, or is no SentencePiece model.
+        """
+        return cls(files.read_bytes(url, _MAX_BYTES), files.redact(url))
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return Tokenizer, (self.model,)
+
+    def check_against(self, config: Grok1Config) -> None:
+        """Makes sure that the tokenizer can belong to a model.
+
+        Raises:
+          SetupError: its vocabulary is not the config's.
+        """
+        if self.vocab_size != config.vocab_size:
+            raise SetupError(
+                f"the tokenizer has {self.vocab_size} pieces, the checkpoint's config a vocabulary "
+                f"of {config.vocab_size}: use the tokenizer that belongs to the checkpoint"
+            )
+
+    def encode(self, text: str, bos: bool = False) -> list[int]:
+        """The ids of a text; text that looks like a control token ("[EOS]") is plain text.
+
+        Args:
+          text: any text without lone surrogates; NUL is a character like others.
+          bos: whether to put the beginning-of-sequence id before it; the release does not.
+
+        Raises:
+          ValueError: the text holds a lone surrogate, or the model has no such id.
+        """
+        return self.encode_batch([text], bos)[0]
+
+    def encode_batch(self, texts: Sequence[str], bos: bool = False) -> list[list[int]]:
+        """The ids of each text, several at once; see ``encode``."""
+        if bos and self.bos_id < 0:
+            raise ValueError("the tokenizer has no beginning-of-sequence token")
+        for text in texts:
+            _reject_surrogates(text)
+        # One text is not worth a thread; several share the machine's.
+        threads = 1 if len(texts) < 2 else -1
+        encoded = self._processor.encode(list(texts), out_type=int, num_threads=threads)
+        return [[self.bos_id, *ids] for ids in encoded] if bos else encoded
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence; a byte that belongs to no character becomes U+FFFD.
+
+        Args:
+          ids: the tokens.
+          skip_special_tokens: leave ``special_ids`` out, else write them by their names.
+
+        Raises:
+          ValueError: an id is outside the vocabulary.
+        """
+        return self.decode_completion((), ids, skip_special_tokens)
+
+    def decode_completion(
+        self,
+        prompt_ids: Sequence[int],
+        completion_ids: Iterable[int],
+        skip_special_tokens: bool = True,
+    ) -> str:
+        """The text of a completion as its prompt's continuation, its leading space kept.
+
+        It is what ``decode(prompt + completion)`` has after ``decode(prompt)``. A character that
+        begins in the prompt and ends in the completion is the completion's.
+        """
+        stream = self.stream(prompt_ids, skip_special_tokens)
+        return stream.push(completion_ids) + stream.finish()
+
+    def stream(
+        self, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True
+    ) -> "StreamDecoder":
+        """A decoder of one completion as its tokens come."""
+        return StreamDecoder(self, prompt_ids, skip_special_tokens)
+
+    def _leading_space(self, pieces: list[str]) -> tuple[bool, bool]:
+        """Whether decoding drops the space that begins a text, and all pieces that are one."""
+        decode, space = self._processor.decode, self._processor.piece_to_id(_SPACE)
+        word = next((i for i in sorted(self._spaced) if pieces[i][1:2] != _SPACE), None)
+        if word is None:
+            return False, False
+        strips_one = not decode([word]).startswith(" ")
+        strips_all = space in self._spaced and not decode([space, word]).startswith(" ")
+        return strips_one, strips_one and strips_all
+
+
+class StreamDecoder:
+    """Decodes a completion as its tokens come, giving out what later tokens cannot change.
+
+    All that ``push`` and at last ``finish`` return, end to end, is ``decode_completion``.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._held = b""
+        self._at_start = True
+        for token in prompt_ids:
+            if not self._at_start:
+                break
+            self._bytes_of(token)
+        self._held = self._unfinished(prompt_ids[-3:])
+        # Bytes of the prompt among those held: left out, unless they become a character.
+        self._owed = len(self._held)
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that is certain once these tokens have come.
+
+        Raises:
+          ValueError: an id is outside the vocabulary.
+        """
+        text, data = [], [self._held]
+        for token in ids:
+            if token in self._tokenizer.special_ids:
+                text.append(self._decode(b"".join(data), final=True))
+                data.clear()
+                if not self._skip_special_tokens:
+                    text.append(self._tokenizer._names[token])
+            data.append(self._bytes_of(token))
+        text.append(self._decode(b"".join(data), final=False))
+        return "".join(text)
+
+    def finish(self) -> str:
+        """The rest, when no more tokens come: U+FFFD for each byte of an unfinished character."""
+        return self._decode(self._held, final=True)
+
+    def _bytes_of(self, token: int) -> bytes:
+        tokenizer = self._tokenizer
+        if not 0 <= token < tokenizer.vocab_size:
+            raise ValueError(f"token id {token} is outside the {tokenizer.vocab_size} of the model")
+        if token in tokenizer.special_ids:
+            self._at_start = self._at_start and token in tokenizer._control_ids
+            return b""
+        data = tokenizer._bytes[token]
+        if self._at_start:
+            if tokenizer._strips_one and token in tokenizer._spaced:
+                data = data[1:]
+            self._at_start = tokenizer._strips_all and not data
+        return data
+
+    def _unfinished(self, last: Sequence[int]) -> bytes:
+        """The bytes at the end of a prompt that may begin a character, at most three."""
+        data = b""
+        for token in reversed(last):
+            if token not in self._tokenizer._byte_ids:
+                break
+            data = self._tokenizer._bytes[token] + data
+        return data[codecs.utf_8_decode(data, "surrogateescape", False)[1] :]
+
+    def _decode(self, data: bytes, final: bool) -> str:
+        text, used = codecs.utf_8_decode(data, "surrogateescape", final)
+        self._held = data[used:]
+        if used and self._owed:
+            if _BROKEN.match(text):  # the prompt's bytes became no character: one mark for each
+                text = text[self._owed :]
+            self._owed = 0
+        return _BROKEN.sub("\ufffd", text)
+
+
+def _reject_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}, which is no character"
+        ) from None
