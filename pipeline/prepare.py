@@ -1,4 +1,4 @@
-"""Setting a job up: everything that can be wrong for all rows is found here, before any model loads.
+"""Setting a job up: what can be wrong for all rows is found here, before any model loads.
 
 The machine that does this needs no accelerator and imports neither Beam nor JAX.
 """
@@ -140,13 +140,13 @@ def prepare(options: GenerateOptions) -> Job:
     )
 
 
-def _tokenizer(
-    options: GenerateOptions, roles: Roles, checkpoint: Checkpoint
-) -> Tokenizer | None:
+def _tokenizer(options: GenerateOptions, roles: Roles, checkpoint: Checkpoint) -> Tokenizer | None:
     url = options.tokenizer or checkpoint.tokenizer_url
     if url is not None:
         tokenizer = Tokenizer.load(url)
         tokenizer.check_against(checkpoint.config)
+        if options.bos == "always" and tokenizer.bos_id < 0:
+            raise SetupError(f"--bos always: {files.redact(url)} has no BOS token; leave it out")
         return tokenizer
     needs = None
     if roles.prompt is not None:
@@ -204,9 +204,7 @@ def _claim(
         return _same_run(folder, job, planned)
 
 
-def _same_run(
-    folder: Folder, job: Mapping[str, Any], planned: Sequence[plan.PlannedFile]
-) -> str:
+def _same_run(folder: Folder, job: Mapping[str, Any], planned: Sequence[plan.PlannedFile]) -> str:
     remedy = "choose another --output folder, or start anew with --overwrite"
     try:
         there = json.loads(folder.read(JOB) or b"")

@@ -3,18 +3,16 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
+from pipeline.footer import read_footer
 from schemas.error import SetupError
 
-_TAIL_BYTES = 64 << 10
-"""Read from a file's end at once; nearly every footer fits, so that a file costs one request."""
-
-_MAX_FOOTER = 1 << 30
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "created")
 
 
@@ -142,6 +140,11 @@ def unify(shards: Sequence[Shard]) -> pa.Schema:
     return merged
 
 
+def version_of(info: Mapping[str, Any]) -> str:
+    """What tells whether a file changed: its ETag, generation or time of change, by its store."""
+    return next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+
+
 def _find(pattern: str, root: str | None) -> list[Listed]:
     fs, path = files.split(pattern)
     try:
@@ -167,14 +170,13 @@ def _find(pattern: str, root: str | None) -> list[Listed]:
         name = key.removeprefix(prefix)
         if info["type"] == "directory" or not keep(name):
             continue
-        version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
         found.append(
             Listed(
                 base=base,
                 name=name,
                 path=name if root is None else _below(root, key),
                 size=info["size"],
-                version=version,
+                version=version_of(info),
             )
         )
     return found
@@ -215,26 +217,7 @@ def _below(root: str, path: str) -> str:
 
 
 def _read_footer(file: Listed) -> Shard:
-    where = files.redact(file.url)
-    if file.size < 12:
-        raise SetupError(f"{where} is no Parquet file: it has {file.size} bytes")
-    tail = files.read_range(file.url, max(0, file.size - _TAIL_BYTES), file.size)
-    if tail[-4:] != b"PAR1":
-        encrypted = tail[-4:] == b"PARE"
-        why = "its footer is encrypted" if encrypted else "it does not end as one"
-        raise SetupError(f"{where} is no readable Parquet file: {why}; was it written whole?")
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    if length > min(file.size, _MAX_FOOTER):
-        raise SetupError(f"{where} is no readable Parquet file: its footer is cut short")
-    if length > len(tail):
-        tail = files.read_range(file.url, file.size - length, file.size)
-    footer = tail[-length:]
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(footer))
-        metadata.schema.to_arrow_schema()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SetupError(f"{where} is no readable Parquet file: {reason}") from None
+    footer, metadata = read_footer(file.url, file.size)
     digest = hashlib.blake2b(footer, digest_size=16).hexdigest()
     return Shard(file=file, footer=digest, metadata=metadata)
 

@@ -79,6 +79,11 @@ class Folder:
             return False
         return True
 
+    def size(self, name: str) -> int:
+        """A file's size in bytes."""
+        fs, path = files.split(self.at(name))
+        return fs.size(path)
+
     def names(self) -> dict[str, int]:
         """Names and sizes of the files right in the folder, from one listing."""
         return files.list_files(self.url)
@@ -132,6 +137,17 @@ def read_file(url: str) -> bytes | None:
         return fs.cat_file(path)
     except FileNotFoundError:
         return None
+
+
+def read_tail(url: str, size: int, length: int) -> bytes:
+    """The last bytes of a file of known size, at most all.
+
+    Raises:
+      SetupError: they cannot be read.
+    """
+    if isinstance(files.split(url)[0], MemoryFileSystem):
+        return (read_file(url) or b"")[-length:]
+    return files.read_range(url, max(0, size - length), size)
 
 
 def open_parquet(url: str, buffer_bytes: int) -> Any:
