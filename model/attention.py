@@ -14,6 +14,7 @@ from jax import lax
 
 from model.config import Grok1Config
 from model.numerics import Numerics
+from model.trees import Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -26,15 +27,17 @@ class PagedCache:
       values: the same.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: Leaf
+    values: Leaf
 
     @property
     def block_size(self) -> int:
         """C."""
         return self.keys.shape[2]
 
-    def write(self, layer: jax.Array, at: "Place", keys: jax.Array, values: jax.Array):
+    def write(
+        self, layer: jax.Array, at: "Place", keys: jax.Array, values: jax.Array
+    ) -> "PagedCache":
         """The cache with [T, K, N] keys and values stored at ``at``."""
         where = (layer, at.page, at.offset)
         return PagedCache(
@@ -57,8 +60,8 @@ class Place:
       offset: [T] row of the page.
     """
 
-    page: jax.Array
-    offset: jax.Array
+    page: Leaf
+    offset: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -74,15 +77,15 @@ class Queries:
       blocks: scalar, how many columns of ``pages`` any query needs.
     """
 
-    rows: jax.Array
-    inverse: jax.Array
-    positions: jax.Array
-    pages: jax.Array
-    blocks: jax.Array
+    rows: Leaf
+    inverse: Leaf
+    positions: Leaf
+    pages: Leaf
+    blocks: Leaf
 
 
 def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-    """Rotary embedding of x [T, heads, N] in float32: halves rotate against each other, not pairs."""
+    """Rotary embedding of x [T, heads, N] in float32; halves rotate, not pairs."""
     half = x.shape[-1] // 2
     exponents = jnp.arange(half, dtype=jnp.float32) / half
     frequencies = 1.0 / jnp.float32(base) ** exponents
@@ -104,7 +107,7 @@ def attention(
 
     Own keys and values must have been written before. Rows that ``queries`` leaves out are zero.
     """
-    tokens, heads, size = query.shape
+    _, heads, size = query.shape
     kv_heads = cache.keys.shape[3]
     padded = jnp.concatenate([query, jnp.zeros((1, heads, size), query.dtype)])
     blocks = padded[queries.rows]

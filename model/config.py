@@ -1,4 +1,4 @@
-"""The shape of a Grok-1-architecture model: one frozen config, the released model and small presets.
+"""The shape of a Grok-1-architecture model: one frozen config, and its presets.
 
 Axis letters, the same everywhere: B sequences (slots), T query positions, S cache positions,
 D model width, H query heads, K key/value heads, N head size, E experts, F expert width,

@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from model.checkpoint.base import HostTensor
 from model.config import Grok1Config
 from model.numerics import MODES, Numerics
 from model.params import Param, Tensor, declare, tensors
 from model.quantization import QuantizedTensor, Weight, dequantize
 from model.sharding import scales_spec, weight_spec
-from model.transformer import Params
+from model.transformer import Layer, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +42,11 @@ def choose_layout(platform: str, numerics: Numerics) -> Layout:
     """
     if platform != "cpu":
         return Layout(stacked=True, quantized=True, values=jnp.dtype(jnp.int8))
-    return Layout(
-        stacked=False, quantized=numerics.name == "bf16", values=jnp.dtype(jnp.bfloat16)
-    )
+    return Layout(stacked=False, quantized=numerics.name == "bf16", values=jnp.dtype(jnp.bfloat16))
 
 
-Read = Callable[[Tensor], tuple[np.ndarray, np.ndarray | None]]
-"""Reads one tensor of a checkpoint: values [..., in, out], and scales [..., G, out] or None."""
+Read = Callable[[Tensor], HostTensor]
+"""Reads one tensor of a checkpoint into host memory."""
 
 
 def load_params(
@@ -55,7 +55,7 @@ def load_params(
     mesh: Mesh,
     numerics: Numerics,
     layout: Layout,
-    progress: Callable[[Tensor, int], None] = lambda tensor, size: None,
+    progress: Callable[[int], None] = lambda size: None,
 ) -> Params:
     """Reads a checkpoint tensor by tensor onto the devices of a mesh.
 
@@ -65,14 +65,14 @@ def load_params(
       mesh: each of its devices gets its part.
       numerics: the mode; decides what float32 weights become.
       layout: how they lie there.
-      progress: called with each tensor and its bytes once it has been placed.
+      progress: told of each tensor's bytes once it has been placed.
     """
     count = config.num_layers
     params: Params = {}
-    layers: list[dict[str, Weight]] = [{} for _ in range(1 if layout.stacked else count)]
+    layers: list[Layer] = [{} for _ in range(1 if layout.stacked else count)]
     for tensor in tensors(config):
-        values, scales = read(tensor)
-        weight = _place(tensor.param, values, scales, mesh, numerics, layout)
+        host = read(tensor)
+        weight = _place(tensor.param, host, mesh, numerics, layout)
         if tensor.layer is None:
             params[tensor.param.name] = weight
         elif not layout.stacked:
@@ -81,17 +81,17 @@ def load_params(
             stack = layers[0].get(tensor.param.name)
             if stack is None:
                 stack = jax.tree.map(lambda w: _empty_stack(w, count), weight)
-            insert = jax.tree.map(lambda s, w: _insert(s, w, tensor.layer), stack, weight)
-            layers[0][tensor.param.name] = insert
-        progress(tensor, values.nbytes + (0 if scales is None else scales.nbytes))
+            layers[0][tensor.param.name] = _insert(stack, weight, tensor.layer)
+        progress(host.nbytes)
     params["layers"] = layers[0] if layout.stacked else tuple(layers)
+    params["head"] = _cast(params["embedding"], numerics.operand)
     return params
 
 
 def param_specs(config: Grok1Config, layout: Layout) -> Params:
     """The partition of each weight, as a tree like ``load_params``'s."""
 
-    def spec(param: Param):
+    def spec(param: Param) -> Any:
         lead = (None,) if layout.stacked and param.per_layer else ()
         whole = jax.sharding.PartitionSpec(*lead, *weight_spec(param))
         if not (param.quantized and layout.quantized):
@@ -102,15 +102,14 @@ def param_specs(config: Grok1Config, layout: Layout) -> Params:
     layer = {name: spec(p) for name, p in declared.items() if p.per_layer}
     specs: Params = {name: spec(p) for name, p in declared.items() if not p.per_layer}
     specs["layers"] = layer if layout.stacked else (layer,) * config.num_layers
+    specs["head"] = specs["embedding"]
     return specs
 
 
-def abstract_params(
-    config: Grok1Config, mesh: Mesh, numerics: Numerics, layout: Layout
-) -> Params:
+def abstract_params(config: Grok1Config, mesh: Mesh, numerics: Numerics, layout: Layout) -> Params:
     """Shapes, dtypes and shardings of all weights, as a tree like ``load_params``'s."""
 
-    def describe(param: Param):
+    def describe(param: Param) -> Any:
         lead = (config.num_layers,) if layout.stacked and param.per_layer else ()
         if not (param.quantized and layout.quantized):
             return lead + param.shape, weight_dtype(param, numerics)
@@ -124,6 +123,7 @@ def abstract_params(
     layer = {name: describe(p) for name, p in declared.items() if p.per_layer}
     tree: Params = {name: describe(p) for name, p in declared.items() if not p.per_layer}
     tree["layers"] = layer if layout.stacked else (layer,) * config.num_layers
+    tree["head"] = (declared["embedding"].shape, numerics.operand)
     return jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(*leaf, sharding=NamedSharding(mesh, spec)),
         tree,
@@ -133,27 +133,26 @@ def abstract_params(
 
 
 def weight_dtype(param: Param, numerics: Numerics) -> jnp.dtype:
-    """What a weight that is no integer is held as: matrices enter products, vectors do not."""
-    if param.quantized or param.name == "embedding":
+    """What a weight that is no integer is held as: float32, unless the mode rounds it first."""
+    if param.quantized or (param.name == "embedding" and numerics.rounds):
         return numerics.operand
     return jnp.dtype(jnp.float32)
 
 
 def _place(
     param: Param,
-    values: np.ndarray,
-    scales: np.ndarray | None,
+    host: HostTensor,
     mesh: Mesh,
     numerics: Numerics,
     layout: Layout,
 ) -> Weight:
     sharding = NamedSharding(mesh, weight_spec(param))
-    if scales is None:
-        return _cast(_put(values, sharding), weight_dtype(param, numerics))
-    repeat = _groups(param, mesh.size) // scales.shape[-2]
-    scales = np.repeat(np.asarray(scales, np.float32), repeat, axis=-2)
+    if host.scales is None:
+        return _cast(_put(host.values, sharding), weight_dtype(param, numerics))
+    repeat = _groups(param, mesh.size) // host.scales.shape[-2]
+    scales = np.repeat(host.scales.astype(np.float32), repeat, axis=-2)
     weight = QuantizedTensor(
-        _put(values, sharding), _put(scales, NamedSharding(mesh, scales_spec(param)))
+        _put(host.values, sharding), _put(scales, NamedSharding(mesh, scales_spec(param)))
     )
     if layout.quantized:
         return QuantizedTensor(_cast(weight.values, layout.values), weight.scales)
@@ -192,5 +191,8 @@ def _empty_stack(weight: jax.Array, count: int) -> jax.Array:
 
 
 @jax.jit(donate_argnums=0)
-def _insert(stack: jax.Array, weight: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, weight, index, 0)
+def _insert(stack: Weight, weight: Weight, index: jax.Array) -> Weight:
+    def insert(whole, part):
+        return jax.lax.dynamic_update_index_in_dim(whole, part, index, 0)
+
+    return jax.tree.map(insert, stack, weight)

@@ -1,11 +1,12 @@
 """Mixture of experts: the router, and the chosen experts' products in blocks of fixed size.
 
 Only chosen experts are computed, none is dropped, and a token's bits do not depend on the others:
-(token, expert) pairs are sorted by expert and worked off in rounds of E blocks of a fixed row count,
-as many rounds as the fullest expert needs.
+(token, expert) pairs are sorted by expert and worked off in rounds of E blocks of a fixed row
+count, as many rounds as the fullest expert needs.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from jax import lax
 
 from model.config import Grok1Config
 from model.numerics import Numerics
-from model.quantization import Weight, matmul
+from model.quantization import matmul
+from model.trees import Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -26,22 +28,22 @@ class Routing:
       gates: [T, chosen] float32 router probabilities, not renormalised.
     """
 
-    experts: jax.Array
-    gates: jax.Array
+    experts: Leaf
+    gates: Leaf
 
 
-def route(x: jax.Array, router: jax.Array, config: Grok1Config) -> Routing:
-    """Softmax over all experts in float32, then the most likely ones; x [T, D], router [D, E]."""
-    logits = jnp.einsum(
-        "td,de->te", x.astype(jnp.float32), router, precision=lax.Precision.HIGHEST
-    )
+def router_logits(x: jax.Array, router: jax.Array) -> jax.Array:
+    """x [T, D] float32 times [D, E], in full float32: a near tie decides which expert is asked."""
+    return jnp.einsum("td,de->te", x, router, precision=lax.Precision.HIGHEST)
+
+
+def route(logits: jax.Array, config: Grok1Config) -> Routing:
+    """Softmax over all experts [T, E], then the most likely ones."""
     gates, experts = lax.top_k(jax.nn.softmax(logits), config.num_selected_experts)
     return Routing(experts, gates)
 
 
-def expert_ffn(
-    x: jax.Array, layer: dict[str, Weight], numerics: Numerics
-) -> jax.Array:
+def expert_ffn(x: jax.Array, layer: dict[str, Any], numerics: Numerics) -> jax.Array:
     """(gelu(x gate) * (x up)) down, expert by expert: [E, R, D] -> [E, R, D] float32.
 
     Under tensor parallelism F is this device's part and the result a summand.
@@ -58,7 +60,7 @@ def mixture(
     x: jax.Array,
     routing: Routing,
     live: jax.Array,
-    layer: dict[str, Weight],
+    layer: dict[str, Any],
     block_rows: int,
     numerics: Numerics,
 ) -> jax.Array:

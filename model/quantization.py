@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from model.numerics import Numerics
+from model.trees import Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -18,8 +19,8 @@ class QuantizedTensor:
       scales: [..., G, out] float32; group g covers rows [g * in / G, (g + 1) * in / G).
     """
 
-    values: jax.Array
-    scales: jax.Array
+    values: Leaf
+    scales: Leaf
 
     @property
     def groups(self) -> int:

@@ -1,6 +1,7 @@
 """The device mesh, which weight axis goes where, and the sums over devices."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ RULES: dict[str | None, str | None] = {
     "embed": None,
     None: None,
 }
-"""Logical axis of a weight -> mesh axis that it is split over, or None for a copy on each device."""
+"""Logical axis of a weight -> mesh axis that it is split over; None: each device has a copy."""
 
 
 def weight_spec(param: Param) -> PartitionSpec:
@@ -79,7 +80,7 @@ class Collectives:
     wire: jnp.dtype
 
     def sum_to_own_rows(self, partial: jax.Array) -> jax.Array:
-        """[R, D] a summand on each device -> [R / size, D] float32: the sums of the device's rows."""
+        """[R, D] a summand on each device -> [R / size, D] float32: sums of own rows."""
         if self.size == 1:
             return partial
         partial = partial.astype(self.wire)
@@ -92,6 +93,10 @@ class Collectives:
             total = total + parts[rank].astype(jnp.float32)
         return total
 
+    def exact_sum_to_own_rows(self, partial: jax.Array) -> jax.Array:
+        """The same where all summands but one are zero, so that any order gives the same bits."""
+        return partial if self.size == 1 else lax.psum_scatter(partial, MODEL, tiled=True)
+
     def gather_rows(self, own: jax.Array) -> jax.Array:
         """[R / size, ...] -> [R, ...]: every device's rows on every device."""
         return own if self.size == 1 else lax.all_gather(own, MODEL, tiled=True)
@@ -102,7 +107,16 @@ class Collectives:
             return columns
         return lax.all_to_all(columns, MODEL, split_axis=0, concat_axis=1, tiled=True)
 
-    def gather_rows_tree(self, own):
+    def gather_rows_with(self, own: jax.Array, facts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """``gather_rows`` of [R, D] and of float32 [R, X], whose bits travel with it."""
+        if self.size == 1:
+            return own, facts
+        words = lax.bitcast_convert_type(facts, own.dtype)
+        both = self.gather_rows(jnp.concatenate([own, words.reshape(len(own), -1)], axis=1))
+        words = both[:, own.shape[1] :].reshape(len(both), *words.shape[1:])
+        return both[:, : own.shape[1]], lax.bitcast_convert_type(words, jnp.float32)
+
+    def gather_rows_tree(self, own: Any) -> Any:
         """``gather_rows`` of each array of a pytree."""
         return jax.tree.map(self.gather_rows, own)
 

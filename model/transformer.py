@@ -4,10 +4,10 @@ All but attention runs over flat token rows, in tiles of a fixed row count: a co
 another order for another shape, and a row's bits must not depend on how many others there are.
 Axis letters are in config.py; T counts token rows here, R the rows of a tile.
 
-Under tensor parallelism (inside ``shard_map``) each device holds its part of heads, expert width and
-vocabulary. The residual stream is split by rows: a sublayer gathers its normed input, computes a
-summand of every row, and each device gets the sums of its own rows back. That is one gather and one
-exchange a sublayer, the bytes of an all-reduce, and norms are computed once.
+Under tensor parallelism (inside ``shard_map``) each device holds its part of heads, expert width
+and vocabulary. The residual stream is split by rows: a sublayer gathers its normed input, computes
+a summand of every row, and each device gets the sums of its own rows back. That is one gather and
+one exchange a sublayer, the bytes of an all-reduce, and norms are computed once.
 """
 
 import dataclasses
@@ -20,15 +20,17 @@ from jax import lax
 
 from model.attention import PagedCache, Place, Queries, attention, rotary
 from model.config import Grok1Config
-from model.moe import Routing, mixture, route
+from model.moe import Routing, mixture, route, router_logits
 from model.numerics import Numerics
-from model.quantization import Weight, matmul
+from model.quantization import matmul
 from model.sharding import Collectives
+from model.trees import Leaf
 
-Layer = dict[str, Weight]
+Layer = dict[str, Any]
 Params = dict[str, Any]
-"""``embedding`` [V, D], ``final_norm`` [D], and ``layers``: a tuple of ``Layer``, or one ``Layer``
-whose arrays have a leading axis L and which a loop walks through."""
+"""``embedding`` [V, D], the same as ``head`` in the precision of products, ``final_norm`` [D], and
+``layers``: a tuple of ``Layer``, or one ``Layer`` whose arrays have a leading axis L and which a
+loop walks through."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +65,11 @@ class TokenRows:
       tiles: scalar, how many tiles hold live rows; the others are skipped.
     """
 
-    tokens: jax.Array
-    positions: jax.Array
+    tokens: Leaf
+    positions: Leaf
     place: Place
-    live: jax.Array
-    tiles: jax.Array
+    live: Leaf
+    tiles: Leaf
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, config: Grok1Config) -> jax.Array:
@@ -81,7 +83,7 @@ def forward(
     params: Params,
     cache: PagedCache,
     rows: TokenRows,
-    queries: tuple[Queries, ...],
+    queries: Queries,
 ) -> tuple[jax.Array, PagedCache]:
     """Runs token rows through the network, writing their keys and values to the cache.
 
@@ -90,7 +92,7 @@ def forward(
       params: the weights, this device's part.
       cache: donate it: it is updated in place.
       rows: the tokens.
-      queries: how they attend; each live row stands in one of these.
+      queries: how they attend.
 
     Returns:
       Residual stream [T / devices, D] float32 after the last layer, split by rows tile by tile, and
@@ -98,8 +100,9 @@ def forward(
     """
     hidden = tiled(net, rows, lambda tokens: embed(net, params, tokens), rows.tokens)
 
-    def step(layer: Layer, index, state):
-        return transformer_layer(net, layer, index, *state, rows, queries)
+    def step(layer: Layer, index: jax.Array, state: Any) -> Any:
+        hidden, cache = state
+        return transformer_layer(net, layer, index, hidden, cache, rows, queries)
 
     return _each_layer(step, params["layers"], (hidden, cache))
 
@@ -111,9 +114,9 @@ def transformer_layer(
     hidden: jax.Array,
     cache: PagedCache,
     rows: TokenRows,
-    queries: tuple[Queries, ...],
+    queries: Queries,
 ) -> tuple[jax.Array, PagedCache]:
-    """One layer: attention and experts, each normed before and after, each added to the residual."""
+    """One layer: attention, then experts, each normed before and after, added to the residual."""
     numerics, exchange, config = net.numerics, net.collectives, net.config
 
     def norm(x, name):
@@ -125,17 +128,17 @@ def transformer_layer(
             numerics.round(matmul(x, layer[name], numerics)).reshape(len(x), -1, config.key_size)
             for name in ("query", "key", "value")
         ]
-        query, key = (
-            numerics.round(rotary(h, positions, config.rope_base)) for h in heads[:2]
-        )
+        query, key = (numerics.round(rotary(h, positions, config.rope_base)) for h in heads[:2])
         return tuple(h.astype(numerics.operand) for h in (query, key, heads[2]))
 
     def after_attention(hidden, mixed):
         summand = matmul(mixed.astype(numerics.operand), layer["attn_out"], numerics)
         output = numerics.round(exchange.sum_to_own_rows(summand))
         hidden = numerics.round(hidden + norm(output, "attn_post_norm"))
-        x = exchange.gather_rows(norm(hidden, "moe_norm").astype(numerics.operand))
-        routing = route(x, layer["router"], config)
+        x = norm(hidden, "moe_norm")
+        logits = router_logits(x, layer["router"])
+        x, logits = exchange.gather_rows_with(x.astype(numerics.operand), logits)
+        routing = route(logits, config)
         return hidden, x, routing.experts, routing.gates
 
     def after_experts(hidden, summand):
@@ -144,7 +147,7 @@ def transformer_layer(
 
     query, key, value = tiled(net, rows, project, hidden, rows.positions)
     cache = cache.write(index, rows.place, key, value)
-    mixed = sum(attention(query, cache, index, q, config, numerics) for q in queries)
+    mixed = attention(query, cache, index, queries, config, numerics)
     hidden, x, experts, gates = tiled(net, rows, after_attention, hidden, mixed)
     summand = mixture(x, Routing(experts, gates), rows.live, layer, net.expert_rows, numerics)
     hidden = tiled(net, rows, after_experts, hidden, summand)
@@ -158,7 +161,7 @@ def embed(net: Network, params: Params, tokens: jax.Array) -> jax.Array:
     mine = (local >= 0) & (local < len(table))
     vectors = jnp.where(mine[:, None], table[jnp.where(mine, local, 0)], 0)
     # One device has the row, the others add exact zeros.
-    vectors = exchange.sum_to_own_rows(vectors.astype(jnp.float32))
+    vectors = exchange.exact_sum_to_own_rows(vectors.astype(jnp.float32))
     scale = net.numerics.round(jnp.float32(net.config.embedding_multiplier_scale))
     return net.numerics.round(vectors * scale)
 
@@ -195,9 +198,7 @@ def tiled(net: Network, rows: TokenRows, function: Callable, *arrays: jax.Array)
 
     def body(i, results):
         tile = function(*(lax.dynamic_index_in_dim(a, i, keepdims=False) for a in split))
-        return jax.tree.map(
-            lambda r, t: lax.dynamic_update_index_in_dim(r, t, i, 0), results, tile
-        )
+        return jax.tree.map(lambda r, t: lax.dynamic_update_index_in_dim(r, t, i, 0), results, tile)
 
     results = lax.fori_loop(0, rows.tiles, body, results)
     return jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:]), results)

@@ -49,4 +49,4 @@ class RowError:
 
 
 class SetupError(Exception):
-    """A wrong set-up, found before any model loads: one sentence with what, where, the remedy."""
+    """A wrong set-up, found before any model loads; one sentence: what, where, and the remedy."""

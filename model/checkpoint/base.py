@@ -27,6 +27,11 @@ class HostTensor:
     values: np.ndarray
     scales: np.ndarray | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
 
 class Checkpoint(Protocol):
     """A checkpoint of one kind. Reads nothing large before it is asked to; thread-safe.

@@ -50,6 +50,11 @@ def split(url: str | os.PathLike[str]) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
 
 
+def absolute(url: str) -> str:
+    """The URL as it is, a local path as an absolute one: it outlives a change of folder."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
 def local_path(url: str) -> str | None:
     """The absolute path of a file on this machine; None for one elsewhere."""
     fs, path = split(url)
@@ -58,19 +63,19 @@ def local_path(url: str) -> str | None:
 
 def join(url: str, *names: str) -> str:
     """The URL of a file below a folder; a chained URL and a query string keep their place."""
-    return _edit(url, lambda path: "/".join((path.rstrip("/") if path != "/" else "", *names)))
+    before, path, after = _cut(url)
+    return before + "/".join(("" if path == "/" else path.rstrip("/"), *names)) + after
 
 
 def parent(url: str) -> str:
     """The URL of the folder that holds a file or folder."""
-    if (path := local_path(url)) is not None:
-        return os.path.dirname(path)
-    return _edit(url, lambda path: path.rstrip("/").rpartition("/")[0])
+    before, path, after = _cut(absolute(url))
+    return before + path.rstrip("/").rpartition("/")[0] + after
 
 
 def basename(url: str) -> str:
     """The last name of a URL's path."""
-    return split(url)[1].rstrip("/").rpartition("/")[2]
+    return _cut(absolute(url))[1].rstrip("/").rpartition("/")[2]
 
 
 def list_files(url: str) -> dict[str, int]:
@@ -128,7 +133,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
         data = fs.cat_file(path, start=start, end=stop) if stop > start else b""
     if len(data) != stop - start:
         raise SetupError(
-            f"{redact(url)}: asked for bytes {start} to {stop}, got {len(data)} of them; "
+            f"{redact(url)}: asked for bytes {start} to {stop}, got {len(data)}; "
             "the file is cut short, or its server cannot serve ranges"
         )
     return data
@@ -185,14 +190,15 @@ def in_parallel(
             raise
 
 
-def _edit(url: str, change: Callable[[str], str]) -> str:
+def _cut(url: str) -> tuple[str, str, str]:
+    """A URL in three: what stands before the path that files lie under, that path, and the rest."""
     parts = os.fspath(url).split("::")
     at = next((i for i, part in enumerate(parts) if "://" in part), 0)
     path, mark, query = parts[at], "", ""
     if path.startswith(("http://", "https://")):
         path, mark, query = path.partition("?")
-    parts[at] = change(path) + mark + query
-    return "::".join(parts)
+    rest = "".join(f"::{part}" for part in parts[at + 1 :])
+    return "".join(f"{part}::" for part in parts[:at]), path, mark + query + rest
 
 
 @contextlib.contextmanager

@@ -187,28 +187,31 @@ class ReleaseCheckpoint:
         return None
 
     def _read_config(self) -> Grok1Config:
+        values: Any = dataclasses.asdict(GROK_1)
         if self._config_url is None:
-            values: Any = dataclasses.asdict(GROK_1)
             del values["model_shards"]
             return self._with_shards(values)
         text = files.read_bytes(self._config_url, _CONFIG_BYTES)
+        with contextlib.suppress(ValueError, RecursionError):  # from_json says what is wrong
+            values = json.loads(text)
         try:
-            with contextlib.suppress(ValueError, RecursionError):
-                values = json.loads(text)
-                if isinstance(values, dict) and "model_shards" not in values:
-                    return self._with_shards(values)
+            if isinstance(values, dict) and "model_shards" not in values:
+                return self._with_shards(values)
             return Grok1Config.from_json(text)
         except SetupError as error:
             raise SetupError(f"{files.redact(self._config_url)}: {error}") from None
 
     def _with_shards(self, values: dict[str, Any]) -> Grok1Config:
         """The config with ``model_shards`` (G) as the scales of a row-parallel weight have it."""
-        config = Grok1Config.from_mapping({**values, "model_shards": 1})
-        order = file_order(config)
+        order = file_order(Grok1Config.from_mapping({**values, "model_shards": 1}))
         index = next(i for i, tensor in enumerate(order) if tensor.param.name == "attn_out")
         with contextlib.suppress(SetupError):  # a fault of the file is told when it is read
-            if scales := self._locate(order[index], file_name(index)).scales:
-                return Grok1Config.from_mapping({**values, "model_shards": scales.shape[-2]})
+            location = self._locate(order[index], file_name(index))
+            shape = location.scales.shape if location.scales else ()
+            groups = {"model_shards": shape[0] if shape else 0}
+            config = Grok1Config.from_mapping({**values, **groups})
+            if str(location) == _declared(file_order(config)[index]):
+                return config
         return Grok1Config.from_mapping(values)
 
 

@@ -21,6 +21,7 @@ def open_checkpoint(url: str) -> Checkpoint:
     Raises:
       SetupError: there is no checkpoint, it cannot be read, or its config is wrong.
     """
+    url = files.absolute(url)
     for kind in _KINDS:
         if checkpoint := kind.find(url):
             return checkpoint

@@ -1,7 +1,7 @@
 """Pages of the cache, counted on the host: who holds which, and which hold a known prefix.
 
-No JAX. A page holds C tokens of one sequence, or of all sequences that begin with the same tokens up
-to its end. Only whole blocks that ``prefill`` computes are shared: a decode step adds in another
+No JAX. A page holds C tokens of one sequence, or of all sequences that begin with the same tokens
+up to its end. Only whole blocks that ``prefill`` computes are shared: a decode step adds in another
 order, so pages that it wrote would give a neighbour other bits.
 """
 
@@ -111,8 +111,8 @@ class PagePool:
 def shared_prefix_tokens(prompts: Sequence[Sequence[int]], block_size: int) -> list[int]:
     """For each prompt, the tokens in whole blocks that an earlier prompt begins with too.
 
-    A function of the prompts alone, whatever the engine's cache happens to hold. The last token of a
-    prompt is never counted, since it is run again to draw what follows.
+    A function of the prompts alone, whatever the engine's cache happens to hold. The last token
+    of a prompt is never counted, since it is run again to draw what follows.
     """
     seen: set[tuple[int, tuple[int, ...]]] = set()
     ids: dict[tuple[int, tuple[int, ...]], int] = {}

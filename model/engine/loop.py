@@ -126,7 +126,7 @@ class Loop:
             span = slice(used, used + segment.stop - segment.start)
             request = segment.prompt.request
             targets[span] = request.prompt_token_ids[segment.start + 1 : segment.stop + 1]
-            wanted[span] = request.params.prompt_logprobs
+            wanted[span] = request.params.prompt_logprobs or 0
             used = span.stop
         self._cache, draws = self._steps["score"](
             self._params, self._cache, rows, queries, targets, wanted

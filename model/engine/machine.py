@@ -21,9 +21,7 @@ def describe_machine(mesh: Mesh, weight_bytes: int) -> Machine:
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Machine(
-            platform="cpu", devices=mesh.size, cache_bytes=memory // _SHARE_OF_HOST
-        )
+        return Machine(platform="cpu", devices=mesh.size, cache_bytes=memory // _SHARE_OF_HOST)
     limit = (device.memory_stats() or {}).get("bytes_limit", 16 << 30)
     free = limit - weight_bytes // mesh.size - _ACCELERATOR_RESERVE
     platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
@@ -48,7 +46,7 @@ def versions(mesh: Mesh) -> dict[str, str]:
 
 
 def _cpu_features() -> str:
-    """The vector extensions that choose the compiler's code, or nothing where they cannot be read."""
+    """The vector extensions that decide the compiler's code; empty where they cannot be read."""
     wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
     try:
         with open("/proc/cpuinfo") as file:

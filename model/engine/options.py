@@ -48,8 +48,14 @@ class EngineOptions:
                 raise SetupError(
                     f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        for name in ("slots", "max_context", "block_size", "cache_tokens", "prefill_rows",
-                     "steps_per_round"):
+        for name in (
+            "slots",
+            "max_context",
+            "block_size",
+            "cache_tokens",
+            "prefill_rows",
+            "steps_per_round",
+        ):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 flag = name.replace("_", "-")

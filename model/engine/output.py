@@ -34,7 +34,9 @@ class Ticket:
 def open_ticket(request: Request, cached_tokens: int = 0) -> Ticket:
     """A ticket with nothing done."""
     asked, n = request.params.prompt_logprobs, request.params.n
-    return Ticket(request, Future(), cached_tokens, None if asked is None else [None], [None] * n, n)
+    return Ticket(
+        request, Future(), cached_tokens, None if asked is None else [None], [None] * n, n
+    )
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -79,8 +81,8 @@ class Match:
 class StopWatcher:
     """Looks for stop strings in a growing text; the one that is complete first wins.
 
-    Of several that end at the same character the longest is taken, so that the answer depends on the
-    text alone and not on how tokens cut it.
+    Of several that end at the same character the longest is taken, so that the answer depends on
+    the text alone and not on how tokens cut it.
     """
 
     def __init__(self, stops: Sequence[str], min_tokens: int, decoder: StreamDecoder) -> None:
@@ -96,7 +98,7 @@ class StopWatcher:
         """The first match, once the text up to and with these tokens holds one."""
         for token_id in token_ids:
             self._tokens += 1
-            if match := self._look(self._decoder.feed([token_id])):
+            if match := self._look(self._decoder.push([token_id])):
                 return match
         return self._look(self._decoder.finish()) if last else None
 

@@ -1,4 +1,4 @@
-"""The steps compiled for one mesh: what the engine calls, and what ``topology`` compiles unattached."""
+"""The steps as they are compiled for a mesh, whether its devices are present or described."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from model.attention import PagedCache, Place, Queries
 from model.config import Grok1Config
 from model.engine import step
 from model.engine.shapes import Shapes
-from model.engine.state import SlotState, edit_slots, empty_slots
+from model.engine.state import edit_slots, empty_slots
 from model.layout import Layout, abstract_params, param_specs
 from model.numerics import Numerics
 from model.sharding import MODEL, Collectives
@@ -62,7 +62,7 @@ class Plan:
     def cache_spec(self) -> PagedCache:
         """The cache is split by KV heads."""
         spec = PartitionSpec(None, None, None, MODEL, None)
-        return PagedCache(spec, spec)  # type: ignore[arg-type]
+        return PagedCache(spec, spec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,10 @@ def steps(plan: Plan) -> dict[str, Step]:
     shapes, mesh = plan.shapes, plan.mesh
     params = abstract_params(plan.config, mesh, plan.numerics, plan.layout)
     specs = param_specs(plan.config, plan.layout)
-    cache, state = abstract_cache(plan), _like(empty_slots(shapes.slots, shapes.sequence_pages), mesh)
+    cache, state = (
+        abstract_cache(plan),
+        _like(empty_slots(shapes.slots, shapes.sequence_pages), mesh),
+    )
     rows, queries = abstract_prompts(plan)
     integers = _abstract((shapes.prefill_rows,), jnp.int32, mesh)
     flags = _abstract((shapes.slots,), jnp.bool_, mesh)
@@ -137,7 +140,9 @@ def steps(plan: Plan) -> dict[str, Step]:
             (1, 2),
         ),
         Step("edit_slots", edit_slots, (same, same, same), same, (state, flags, state), (0,)),
-        Step("copy_pages", step.copy_pages, (cached, same, same), cached, (cache, pages, pages), (0,)),
+        Step(
+            "copy_pages", step.copy_pages, (cached, same, same), cached, (cache, pages, pages), (0,)
+        ),
     ]
     return {s.name: s for s in made}
 
@@ -147,8 +152,8 @@ def abstract_cache(plan: Plan) -> PagedCache:
     c, shapes = plan.config, plan.shapes
     shape = (c.num_layers, shapes.pages, shapes.block_size, c.num_kv_heads, c.key_size)
     spec = plan.cache_spec.keys
-    array = _abstract(shape, plan.numerics.operand, plan.mesh, spec)  # type: ignore[arg-type]
-    return PagedCache(array, array)  # type: ignore[arg-type]
+    array = _abstract(shape, plan.numerics.operand, plan.mesh, spec)
+    return PagedCache(array, array)
 
 
 def abstract_prompts(plan: Plan) -> tuple[TokenRows, Queries]:

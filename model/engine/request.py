@@ -38,7 +38,7 @@ class TokenLogprob:
     Attributes:
       token_id: the token that stands there.
       logprob: its log-probability.
-      rank: how many tokens of the vocabulary are at least as likely, itself included (1 = likeliest).
+      rank: how many tokens are at least as likely, itself included; 1 is the likeliest.
       top_token_ids: the likeliest tokens, likeliest first, as many as were asked for.
       top_logprobs: their log-probabilities.
     """

@@ -5,12 +5,14 @@ when or beside what it is made. Each feature costs only while some row uses it.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import threefry_2x32
 
+from model.trees import Leaf
 from schemas.sampling import MAX_LOGPROBS
 
 _BLOCK = 512
@@ -34,13 +36,13 @@ class Knobs:
       logprobs: [R] how many top log-probabilities are wanted; -1 for none, not even the rank.
     """
 
-    key: jax.Array
-    position: jax.Array
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    banned: jax.Array
-    logprobs: jax.Array
+    key: Leaf
+    position: Leaf
+    temperature: Leaf
+    top_k: Leaf
+    top_p: Leaf
+    banned: Leaf
+    logprobs: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -56,11 +58,11 @@ class Draws:
       top_logprobs: [R, MAX_LOGPROBS] float32.
     """
 
-    token: jax.Array
-    logprob: jax.Array
-    rank: jax.Array
-    top_tokens: jax.Array
-    top_logprobs: jax.Array
+    token: Leaf
+    logprob: Leaf
+    rank: Leaf
+    top_tokens: Leaf
+    top_logprobs: Leaf
 
 
 def sample(logits: jax.Array, knobs: Knobs) -> Draws:
@@ -164,7 +166,7 @@ def _sortable(x: jax.Array) -> jax.Array:
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
-def _largest_that(holds, rows: int) -> jax.Array:
+def _largest_that(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
     """[R] largest uint32 for which a monotone test [R] -> bool holds, bit by bit from the top."""
 
     def body(i, value):
@@ -174,7 +176,9 @@ def _largest_that(holds, rows: int) -> jax.Array:
     return lax.fori_loop(0, _BITS, body, jnp.zeros(rows, jnp.uint32))
 
 
-def _when(condition: jax.Array, function, x: jax.Array) -> jax.Array:
+def _when(
+    condition: jax.Array, function: Callable[[jax.Array], jax.Array], x: jax.Array
+) -> jax.Array:
     """function(x) if the scalar condition holds, else x at no cost."""
     return lax.cond(condition, function, lambda x: x, x)
 

@@ -106,9 +106,7 @@ class Scheduler:
         """``slots`` are dealt to ``groups`` equal ranges, which are kept equally full."""
         self._pool = pool
         self._group_size = size = slots // groups
-        self._free_slots = [
-            list(range(g * size, (g + 1) * size))[::-1] for g in range(groups)
-        ]
+        self._free_slots = [list(range(g * size, (g + 1) * size))[::-1] for g in range(groups)]
         self._queue: collections.deque[Prompt] = collections.deque()
         self._to_compute: collections.deque[tuple[Prompt, list[Admission]]] = collections.deque()
         self.waiting = 0
@@ -242,7 +240,7 @@ class Scheduler:
             self._pool.release(found)
             return False
         prompt.pages = found + (self._pool.take(fresh) or [])
-        prompt.tail = (self._pool.take(tails) or [None])[0]
+        prompt.tail = next(iter(self._pool.take(tails) or ()), None)
         prompt.computed = len(found) * size
         if not prompt.private:
             for i in range(len(found), whole):

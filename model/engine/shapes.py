@@ -84,8 +84,9 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
     if options.cache_tokens is not None:
         pages = 1 + options.cache_tokens // block_size
     else:
-        pages = min(pages, 1 + machine.cache_bytes // (cache_bytes_per_token(config, options)
-                                                       * block_size))
+        pages = min(
+            pages, 1 + machine.cache_bytes // (cache_bytes_per_token(config, options) * block_size)
+        )
     # A sample of several needs the page of its prompt's tail beside its own.
     if pages < sequence_pages + 2:
         raise SetupError(

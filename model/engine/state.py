@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from model.trees import Leaf
+
 STOP_IDS = 16
 """Stop ids that the device looks for, EOS included; the host looks for all, one round later."""
 
@@ -31,19 +33,19 @@ class SlotState:
       pages: [S, P] the sequence's cache pages in order.
     """
 
-    alive: jax.Array
-    token: jax.Array
-    position: jax.Array
-    drawn: jax.Array
-    max_tokens: jax.Array
-    min_tokens: jax.Array
-    stop_ids: jax.Array
-    key: jax.Array
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    logprobs: jax.Array
-    pages: jax.Array
+    alive: Leaf
+    token: Leaf
+    position: Leaf
+    drawn: Leaf
+    max_tokens: Leaf
+    min_tokens: Leaf
+    stop_ids: Leaf
+    key: Leaf
+    temperature: Leaf
+    top_k: Leaf
+    top_p: Leaf
+    logprobs: Leaf
+    pages: Leaf
 
 
 def empty_slots(slots: int, pages: int) -> SlotState:

@@ -1,8 +1,8 @@
 """The compiled steps: what runs on the devices. Parts that compose, and pure functions all.
 
-``prefill`` fills the cache with prompts but for their last token. ``decode`` runs last tokens, draws
-the next, and again, several steps without the host. So everything is drawn in one place, and a
-prompt's last position is a decode row whichever way its cache was filled.
+``prefill`` fills the cache with prompts but for their last token. ``decode`` runs last tokens,
+draws the next, and again, several steps without the host. So everything is drawn in one place, and
+a prompt's last position is a decode row whichever way its cache was filled.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from model.attention import PagedCache, Place, Queries
 from model.engine.sampler import Draws, Knobs, describe, sample
 from model.engine.state import SlotState
 from model.transformer import Network, Params, TokenRows, final_hidden, forward, head, tiled
+from model.trees import Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +28,7 @@ class Rounds:
       draws: what each row drew, [K, B, ...].
     """
 
-    slots: jax.Array
+    slots: Leaf
     draws: Draws
 
 
@@ -35,7 +36,7 @@ def prefill(
     net: Network, params: Params, cache: PagedCache, rows: TokenRows, queries: Queries
 ) -> PagedCache:
     """Runs prompt tokens through the network for what they leave in the cache."""
-    return forward(net, params, cache, rows, (queries,))[1]
+    return forward(net, params, cache, rows, queries)[1]
 
 
 def score(
@@ -61,11 +62,11 @@ def score(
     Returns:
       The cache, and one draw a row, [T / devices, ...], whose token is the target.
     """
-    hidden, cache = forward(net, params, cache, rows, (queries,))
+    hidden, cache = forward(net, params, cache, rows, queries)
     exchange = net.collectives
 
     def judge(hidden, targets, logprobs):
-        logits = head(net, final_hidden(net, params, hidden), params["embedding"])
+        logits = head(net, final_hidden(net, params, hidden), params["head"])
         logits = exchange.columns_to_rows(logits)
         own = exchange.own_rows
         return exchange.gather_rows_tree(describe(logits, own(targets), own(logprobs)))
@@ -78,8 +79,8 @@ def decode(
 ) -> tuple[PagedCache, SlotState, Rounds]:
     """Draws up to ``steps`` tokens for the sequences of the state, ``rows`` of them at a time.
 
-    There may be more live slots than rows: a row whose sequence ends takes the next live slot in the
-    following step, so rows stay full between two looks of the host.
+    There may be more live slots than rows: a row whose sequence ends takes the next live slot
+    in the following step, so rows stay full between two looks of the host.
 
     Returns:
       The cache and the state (donate both), and what was drawn.
@@ -115,10 +116,10 @@ def decode_step(
         pages=pages,
         blocks=positions.max() // cache.block_size + 1,
     )
-    hidden, cache = forward(net, params, cache, token_rows, (queries,))
+    hidden, cache = forward(net, params, cache, token_rows, queries)
 
     def next_token(hidden, slot):
-        logits = head(net, final_hidden(net, params, hidden), params["embedding"])
+        logits = head(net, final_hidden(net, params, hidden), params["head"])
         own = exchange.own_rows(slot)
         draws = sample(exchange.columns_to_rows(logits), knobs(state, own))
         return exchange.gather_rows_tree(draws)

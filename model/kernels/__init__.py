@@ -1,0 +1,1 @@
+"""Fast paths, each beside the plain form that defines it."""

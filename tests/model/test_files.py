@@ -54,10 +54,13 @@ def test_join(url, names, joined):
     assert files.join(url, *names) == joined
 
 
-def test_parent_and_basename(tmp_path):
+def test_parent_and_basename(tmp_path, monkeypatch):
     assert files.parent(str(tmp_path / "a/")) == str(tmp_path)
     assert files.parent("s3://b/x/ckpt-0/") == "s3://b/x"
+    assert files.parent("zip://x/ckpt-0::s3://b/a.zip") == "zip://x::s3://b/a.zip"
     assert files.basename("s3://b/x/ckpt-0/") == "ckpt-0"
+    monkeypatch.chdir(tmp_path)
+    assert files.basename(".") == tmp_path.name
 
 
 def test_local_paths_may_be_relative_or_begin_with_a_tilde(tmp_path, monkeypatch):
