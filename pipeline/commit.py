@@ -179,7 +179,7 @@ def _metadata(job: Job, result: CompletionChunk, counts: Counts) -> dict[bytes, 
         },
         "engine": result.engine,
         "code": code_identity(),
-        "version": importlib.metadata.version("grok1-batch"),
+        "version": project_version(),
     }
     run = {
         "run_id": job.run_id,
@@ -188,6 +188,14 @@ def _metadata(job: Job, result: CompletionChunk, counts: Counts) -> dict[bytes, 
     }
     values = {PROVENANCE: provenance, COUNTS: dataclasses.asdict(counts), RUN: run}
     return {key: json.dumps(value, sort_keys=True).encode() for key, value in values.items()}
+
+
+def project_version() -> str:
+    """The installed version, or ``unknown`` where the source runs without being installed."""
+    try:
+        return importlib.metadata.version("grok1-batch")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 @functools.cache

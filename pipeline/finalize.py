@@ -12,9 +12,10 @@ from model.checkpoint import files
 from pipeline.commit import COUNTS, PROVENANCE, RUN, Counts, NotConserved, check_owner
 from pipeline.footer import read_footer
 from pipeline.plan import Chunk, is_part, read_chunks
-from pipeline.prepare import MANIFEST, MANIFEST_PARTS, SUCCESS, Job
+from pipeline.prepare import JOB, MANIFEST, MANIFEST_PARTS, SUCCESS, Job
 from pipeline.storage import TEMPORARY, Folder
 from schemas.completion import SCHEMA_VERSION
+from schemas.error import SetupError
 
 
 def finalize(job: Job) -> dict[str, Any]:
@@ -42,9 +43,8 @@ def finalize(job: Job) -> dict[str, Any]:
     folder.replace(MANIFEST_PARTS, _parquet(lines))
     folder.replace(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     planned = {chunk.part_name for chunk in chunks}
-    strays = [name for name in present if is_part(name) and name not in planned]
-    leftovers = [f"{TEMPORARY}/{name}" for name in Folder(folder.at(TEMPORARY)).names()]
-    folder.remove(strays + leftovers)
+    strays = [name for name in present if is_stray(name, planned)]
+    folder.remove(strays + [name for name in present if name.startswith(TEMPORARY)])
     folder.replace(SUCCESS, b"")
     return manifest
 
@@ -57,9 +57,55 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     return None if data is None else json.loads(data)
 
 
+def check_parts(folder: Folder) -> dict[str, Any]:
+    """What an output folder holds, finished or not, every part's footer compared with the plan.
+
+    Returns:
+      JSON-ready: ``url``, ``run_id``, ``settings``, ``state`` (``complete`` or ``unfinished``),
+      ``parts``, ``parts_present``, ``rows``, ``totals`` (see ``commit.Counts``), ``faults`` (a
+      sentence each).
+    """
+    job = json.loads(folder.read(JOB) or b"{}")
+    chunks, present = read_chunks(folder), folder.names()
+    there = [chunk for chunk in chunks if chunk.part_name in present]
+
+    def check(chunk: Chunk) -> dict[str, Any] | str:
+        try:
+            return _line(folder, chunk, present)
+        except (SetupError, NotConserved) as fault:
+            return str(fault)
+
+    lines = files.in_parallel(check, there)
+    total = _total([line for line in lines if not isinstance(line, str)])
+    faults = [line for line in lines if isinstance(line, str)]
+    planned = {chunk.part_name for chunk in chunks}
+    faults += [f"{name} is no part of this run" for name in present if is_stray(name, planned)]
+    complete = SUCCESS in present
+    if complete and len(there) < len(chunks):
+        faults.append(f"{len(chunks) - len(there)} parts are missing from a finished run")
+    return {
+        "url": files.redact(folder.url),
+        "run_id": job["run_id"],
+        "settings": job["settings"],
+        "state": "complete" if complete else "unfinished",
+        "parts": len(chunks),
+        "parts_present": len(there),
+        "rows": sum(chunk.rows for chunk in chunks),
+        "totals": vars(total),
+        "faults": faults,
+    }
+
+
+def is_stray(name: str, planned: set[str]) -> bool:
+    """Whether a file bears a part's name, but is not of this run."""
+    return is_part(name) and name not in planned
+
+
 def _line(folder: Folder, chunk: Chunk, present: dict[str, int]) -> dict[str, Any]:
     name = chunk.part_name
     _, metadata = read_footer(folder.at(name), present[name])
+    if not {COUNTS, PROVENANCE, RUN} <= set(metadata.metadata or {}):
+        raise NotConserved(f"{name} was not written by this project")
     counts = Counts(**json.loads(metadata.metadata[COUNTS]))
     if counts.rows_in != chunk.rows or counts.rows_out != metadata.num_rows:
         raise NotConserved(f"{name} should hold {chunk.rows} input rows, but holds {counts}")
@@ -82,12 +128,7 @@ def _line(folder: Folder, chunk: Chunk, present: dict[str, int]) -> dict[str, An
 
 
 def _manifest(job: Job, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    total = Counts()
-    for line in lines:
-        values = {name: line[name] for name in vars(total)}
-        for name in ("finish_reasons", "errors"):
-            values[name] = json.loads(values[name])
-        total += Counts(**values)
+    total = _total(lines)
     if total.rows_in != job.rows:
         raise NotConserved(f"the plan has {job.rows} rows, the parts have {total.rows_in}")
     # Parts without a completed row name no engine.
@@ -104,6 +145,16 @@ def _manifest(job: Job, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "code": dict(sorted(codes.items())),
         "settings": job.settings,
     }
+
+
+def _total(lines: list[dict[str, Any]]) -> Counts:
+    total = Counts()
+    for line in lines:
+        values = {name: line[name] for name in vars(total)}
+        for name in ("finish_reasons", "errors"):
+            values[name] = json.loads(values[name])
+        total += Counts(**values)
+    return total
 
 
 def _parquet(lines: list[dict[str, Any]]) -> bytes:

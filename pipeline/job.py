@@ -4,18 +4,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
+from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import plan
+from pipeline.beam_options import local_options
 from pipeline.commit import Committed, commit
 from pipeline.elements import CompletionChunk, PromptChunk
 from pipeline.finalize import finalize
 from pipeline.handler import NAMESPACE, Grok1ModelHandler
 from pipeline.options import GenerateOptions
 from pipeline.plan import Span
-from pipeline.prepare import Job, prepare
+from pipeline.prepare import Job, prepare_job
 from pipeline.read import read_span
 
 
@@ -31,27 +32,39 @@ def build_pipeline(
 
     Args:
       options: the job.
-      beam_options: Beam's own; by default the local runner with ``LOCAL_THREADS`` threads.
+      beam_options: Beam's own; by default those of a run on this machine.
 
     Raises:
       SetupError: the job cannot be done as it stands.
     """
-    return wire(prepare(options), beam_options)
+    return wire(prepare_job(options), beam_options)
 
 
 def wire(job: Job, beam_options: PipelineOptions | None = None) -> beam.Pipeline:
-    """The pipeline of a job that ``prepare`` has checked."""
+    """The pipeline of a job that ``prepare_job`` has checked."""
     pipeline = beam.Pipeline(options=beam_options or local_options())
     (
         pipeline
         | "ReadPrompts" >> ReadPrompts(job)
-        | "Generate" >> RunInference(handler_of(job))
+        | "Generate" >> RunInference(model_handler(job))
         | "WriteCompletions" >> WriteCompletions(job)
     )
     return pipeline
 
 
-def handler_of(job: Job) -> Grok1ModelHandler:
+def run(job: Job, beam_options: PipelineOptions | None = None) -> dict[str, int]:
+    """Runs a job that ``prepare_job`` has checked, and waits.
+
+    Returns:
+      The run's counters by name, where the runner reports any; the manifest has the results.
+    """
+    result = wire(job, beam_options).run()
+    result.wait_until_finish()
+    counters = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+    return {counter.key.metric.name: counter.committed or 0 for counter in counters}
+
+
+def model_handler(job: Job) -> Grok1ModelHandler:
     """The model of a job, for ``RunInference``."""
     return Grok1ModelHandler(
         job.options.checkpoint,
@@ -106,35 +119,6 @@ class WriteCompletions(beam.PTransform):
             | "All" >> beam.GroupByKey()
             | "Finalize" >> beam.Map(_finalize, self._job)
         )
-
-
-LOCAL_THREADS = 4
-"""Chunks in flight in a local run, so that the engine's slots stay full across chunk ends."""
-
-
-def local_options() -> PipelineOptions:
-    """Beam's options of a run on this machine."""
-    return PipelineOptions(local_arguments([]))
-
-
-def local_arguments(arguments: list[str]) -> list[str]:
-    """Beam's arguments, with the local runner where no other is named.
-
-    ``DirectRunner`` may download another runner and run on that; the one that it stands for is
-    named instead.
-    """
-    given = dict(a.removeprefix("--").partition("=")[::2] for a in arguments if a[:2] == "--")
-    if given.get("runner", "DirectRunner") not in ("DirectRunner", "FnApiRunner"):
-        return arguments
-    ours = {
-        "runner": "FnApiRunner",
-        "direct_running_mode": "multi_threading",
-        "direct_num_workers": str(LOCAL_THREADS),
-    }
-    kept = [a for a in arguments if not a.startswith("--runner=")]
-    return kept + [
-        f"--{name}={v}" for name, v in ours.items() if name == "runner" or name not in given
-    ]
 
 
 def _missing_spans(_: Any, job: Job) -> Iterator[Span]:

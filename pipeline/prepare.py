@@ -80,7 +80,7 @@ class Job:
         return self.engine.max_context
 
 
-def prepare(options: GenerateOptions) -> Job:
+def prepare_job(options: GenerateOptions) -> Job:
     """Checks the whole set-up, claims the output folder and writes the plan.
 
     Raises:

@@ -95,7 +95,7 @@ def _token_ids(
     texts = [row.text for row in good if row.text is not None]
     encoded: Iterator[list[int]] = iter(())
     if texts:
-        assert tokenizer is not None  # ``prepare`` refuses text without one
+        assert tokenizer is not None  # ``prepare_job`` refuses text without one
         encoded = iter(tokenizer.encode_batch(texts, bos=job.options.bos == "always"))
     for row in good:
         yield next(encoded) if row.token_ids is None else row.token_ids

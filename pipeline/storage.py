@@ -14,8 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from model.checkpoint import files
 
-TEMPORARY = "_tmp"
-"""Folder of local files not yet linked to their names; a killed process may leave some there."""
+TEMPORARY = "_tmp-"
+"""Begins the names of local files not yet whole; a killed process may leave some."""
 
 _memory_lock = threading.Lock()
 
@@ -115,10 +115,8 @@ class Folder:
         return True
 
     def _write_temporary(self, path: str, data: bytes) -> str:
-        folder = os.path.join(files.split(self.url)[1], TEMPORARY)
-        os.makedirs(folder, exist_ok=True)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = os.path.join(folder, uuid.uuid4().hex)
+        temporary = os.path.join(files.split(self.url)[1], TEMPORARY + uuid.uuid4().hex)
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
