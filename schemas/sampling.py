@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from schemas.error import ErrorCode, RowError
@@ -109,7 +109,9 @@ class SamplingParams:
         }
 
 
-def _integer(low: int, high: int | None = None, optional: bool = False):
+def _integer(
+    low: int, high: int | None = None, optional: bool = False
+) -> Callable[[str, Any], Any]:
     bounds = f"at least {low}" if high is None else f"between {low} and {high}"
 
     def check(name: str, value: Any) -> int | None:
@@ -126,7 +128,7 @@ def _integer(low: int, high: int | None = None, optional: bool = False):
     return check
 
 
-def _number(low: float, high: float, open_low: bool = False):
+def _number(low: float, high: float, open_low: bool = False) -> Callable[[str, Any], float]:
     bounds = f"{'above' if open_low else 'at least'} {low:g}"
     bounds += "" if math.isinf(high) else f" and at most {high:g}"
 

@@ -1,0 +1,74 @@
+"""Beam's own arguments: the local runner by the name that works, and typing errors found."""
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from schemas.error import SetupError
+
+LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner")
+
+LOCAL_THREADS = 4
+"""Chunks in flight in a local run, so that the engine's slots stay full across chunk ends."""
+
+
+def local_options() -> PipelineOptions:
+    """Beam's options of a run on this machine."""
+    return PipelineOptions(complete([]))
+
+
+def complete(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a runner: the one they name, or this machine's, with several threads.
+
+    ``DirectRunner`` may download another runner and run on that, so the one that it stands for is
+    named instead.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--runner", default="DirectRunner")
+    parser.add_argument("--direct_running_mode", default="multi_threading")
+    parser.add_argument("--direct_num_workers", default=str(LOCAL_THREADS))
+    given, others = parser.parse_known_args(list(arguments))
+    if given.runner not in LOCAL_RUNNERS:
+        return list(arguments)
+    return [
+        *others,
+        "--runner=FnApiRunner",
+        f"--direct_running_mode={given.direct_running_mode}",
+        f"--direct_num_workers={given.direct_num_workers}",
+    ]
+
+
+def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
+    """Refuses arguments that nobody knows, which Beam would drop with a warning at most.
+
+    Runners elsewhere bring options of their own that are not known here, so only those of a local
+    run are checked.
+
+    Args:
+      arguments: completed ones.
+      ours: this command's own option names, for the suggestion.
+
+    Raises:
+      SetupError: an argument is not one of Beam's.
+    """
+    if "--runner=FnApiRunner" not in arguments:
+        return
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for options in _subclasses(PipelineOptions):
+        options._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(list(arguments))
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        known = [*ours, *parser._option_string_actions]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; see grok1 generate --help"
+        raise SetupError(f"unknown argument {name}{hint}")
+
+
+def _subclasses(kind: type[PipelineOptions]) -> list[type[PipelineOptions]]:
+    found = [kind]
+    for child in kind.__subclasses__():
+        found.extend(_subclasses(child))
+    return found

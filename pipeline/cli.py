@@ -1,0 +1,121 @@
+"""The command ``grok1``. Nothing heavy is imported until a subcommand needs it."""
+
+import argparse
+import importlib
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+from schemas.error import SetupError
+
+OK, FAILED, SETUP, ROW_ERRORS, BUDGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
+"""Exit codes. ``BUDGET``: a budget was reached, and starting again goes on."""
+
+_COMMANDS = ("generate", "inspect", "synth")
+
+_EPILOG = """\
+exit codes:
+  0  all rows are accounted for, none is errored
+  1  failed; what was committed is kept, and starting again goes on
+  2  wrong set-up or usage
+  3  finished, all rows are accounted for, some are errored
+  4  a budget was reached; starting again goes on
+"""
+
+
+class Failed(Exception):
+    """A command that failed for a reason that one sentence tells."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns its exit code, after one sentence on stderr for any fault."""
+    parser = _parser()
+    given, others = parser.parse_known_args(arguments)
+    if not hasattr(given, "run"):
+        parser.print_help()
+        return SETUP
+    if others and not given.passes_through:
+        parser.error(f"unknown argument {others[0]}; see grok1 {given.command} --help")
+    _quiet(given.debug)
+    try:
+        return given.run(given, others)
+    except SetupError as error:
+        return _fault(error, SETUP, given.debug)
+    except KeyboardInterrupt:
+        print("\ngrok1: interrupted; start the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        return _fault(error, FAILED, given.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="grok1",
+        description="Batch generation with Grok-1: prompts in Parquet, completions in Parquet.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument("--debug", action="store_true", help="show logs, and tracebacks of faults")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name in _COMMANDS:
+        module = importlib.import_module(f"pipeline.commands.{name}")
+        command = commands.add_parser(
+            name,
+            parents=[common],
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        passes_through = getattr(module, "PASSES_THROUGH", False)
+        command.set_defaults(run=module.run, passes_through=passes_through)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="versions that a bug report needs")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parts = [f"python {platform.python_version()}"]
+        for name in ("apache-beam", "jax", "jaxlib", "pyarrow", "fsspec"):
+            parts.append(f"{name} {_version(name)}")
+        print(f"grok1 {_version('grok1-batch')} ({', '.join(parts)})")
+        parser.exit()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _quiet(debug: bool) -> None:
+    """A normal run shows what the command prints, and nothing of its libraries."""
+    logging.basicConfig(level=logging.INFO if debug else logging.ERROR)
+    if not debug:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        # Beam logs each fault several times; the command reports it once.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+
+
+def _fault(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        logging.getLogger("grok1").exception("%s", error)
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    if code == FAILED and not isinstance(error, Failed):
+        sentence = f"{type(error).__name__}: {sentence} (more with --debug)"
+    print(f"grok1: {sentence}", file=sys.stderr)
+    return code

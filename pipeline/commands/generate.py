@@ -1,0 +1,201 @@
+"""Complete every prompt of Parquet files, and write the completions as Parquet.
+
+The output folder holds one part a chunk of rows, in input order, and `_SUCCESS` when all are there.
+Started again, the same command does only what is missing. Every path may be a URL (s3://, gs://).
+Beam's own options, such as --runner or --direct_num_workers, pass through.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from model.engine.options import COLLECTIVES, NUMERICS, EngineOptions
+from pipeline.options import BOS, OVER_LENGTH, GenerateOptions
+from schemas.error import SetupError
+from schemas.sampling import MAX_LOGPROBS, InvalidParameter, SamplingParams
+
+HELP = "complete prompts in Parquet files"
+PASSES_THROUGH = True
+
+_SAMPLING = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "max_tokens",
+    "min_tokens",
+    "logprobs",
+    "prompt_logprobs",
+    "skip_special_tokens",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    _add_files(parser.add_argument_group("input and output"))
+    _add_sampling(
+        parser.add_argument_group(
+            "sampling", "for rows without a column of that name (vLLM's names and meaning)"
+        )
+    )
+    _add_run(parser.add_argument_group("run"))
+    _add_engine(parser.add_argument_group("engine"))
+
+
+def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    from pipeline.commands.run import generate
+
+    return generate(_options(given), list(beam_arguments), debug=given.debug)
+
+
+def _add_files(group: Any) -> None:
+    add = group.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="folder that holds ckpt-0")
+    add(
+        "--input",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="Parquet files, quoted globs, or folders",
+    )
+    add("--output", required=True, metavar="DIR", help="folder of the completions")
+    add("--tokenizer", metavar="FILE", help="SentencePiece model (default: the checkpoint's)")
+    add(
+        "--columns",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ROLE=COLUMN",
+        help="columns that play a role under another name: prompt=question custom_id=id; "
+        "an empty name (seed=) lets a column of the role's name pass through",
+    )
+    add(
+        "--rename",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="OLD=NEW",
+        help="input columns that get another name in the output",
+    )
+    add("--output-prefix", default="", metavar="P", help="put before the added columns' names")
+    add("--input-root", metavar="DIR", help="folder that row ids are relative to")
+    add(
+        "--unique-custom-id",
+        action="store_true",
+        help="custom_id is unique: derive row ids from it, not from file and row number",
+    )
+
+
+def _add_sampling(group: Any) -> None:
+    add, default = group.add_argument, SamplingParams()
+    add("--n", type=int, metavar="N", help="completions of each prompt (1)")
+    add("--temperature", type=float, metavar="T", help="0 is greedy (1.0)")
+    add("--top-p", type=float, metavar="P", help="smallest set of tokens of this probability (1.0)")
+    add("--top-k", type=int, metavar="K", help="only the likeliest K; 0 is all (0)")
+    add("--stop", action="append", metavar="STRING", help="ends the completion; may be repeated")
+    add("--stop-token-ids", type=int, nargs="+", metavar="ID", help="token ids that end it")
+    add(
+        "--include-stop-str-in-output",
+        action="store_true",
+        default=None,
+        help="keep the stop string in the text",
+    )
+    add("--ignore-eos", action="store_true", default=None, help="go on past the end of the text")
+    add("--max-tokens", type=int, metavar="N", help=f"most tokens ({default.max_tokens})")
+    add("--min-tokens", type=int, metavar="N", help="no end before so many tokens (0)")
+    add("--logprobs", type=int, metavar="N", help=f"with the N likeliest, up to {MAX_LOGPROBS}")
+    add("--prompt-logprobs", type=int, metavar="N", help="the same for the prompt")
+    add(
+        "--skip-special-tokens",
+        action=argparse.BooleanOptionalAction,
+        help="leave special tokens out of the text (on)",
+    )
+
+
+def _add_run(group: Any) -> None:
+    add = group.add_argument
+    add("--run-seed", "--seed", type=int, default=0, metavar="N", help="seed of the run (0)")
+    add("--bos", choices=BOS, default="never", help="begin text prompts with BOS (never)")
+    add(
+        "--over-length",
+        choices=OVER_LENGTH,
+        default="error",
+        help="prompts that leave no room for max_tokens (error)",
+    )
+    add("--limit", type=int, metavar="N", help="only the first N rows")
+    add("--chunk-rows", type=int, metavar="N", help="rows of a part (by their length, up to 2048)")
+    add(
+        "--allow-errors",
+        type=float,
+        nargs="?",
+        const=1.0,
+        default=0.0,
+        metavar="SHARE",
+        help="share of errored rows that still exits 0; without a value, any",
+    )
+    add("--strict", action="store_true", help="stop at the first errored row")
+    add("--overwrite", action="store_true", help="discard another run in the output folder")
+
+
+def _add_engine(group: Any) -> None:
+    add, default = group.add_argument, EngineOptions()
+    add("--numerics", choices=NUMERICS, default=default.numerics, help="(%(default)s)")
+    add("--slots", type=int, metavar="N", help="sequences decoded at once")
+    add("--max-context", type=int, metavar="N", help="longest prompt and completion, in tokens")
+    add("--devices", type=int, metavar="N", help="accelerators to use: 1, 2, 4 or 8")
+    add("--collectives", choices=COLLECTIVES, default=default.collectives, help="(%(default)s)")
+
+
+def _options(given: argparse.Namespace) -> GenerateOptions:
+    sampling = {name: getattr(given, name) for name in _SAMPLING}
+    try:
+        params = SamplingParams(**{k: v for k, v in sampling.items() if v is not None})
+    except InvalidParameter as error:
+        flag = "--" + error.param.replace("_", "-")
+        raise SetupError(str(error).replace(error.param, flag, 1)) from None
+    return GenerateOptions(
+        checkpoint=given.checkpoint,
+        input=tuple(given.input),
+        output=given.output,
+        tokenizer=given.tokenizer,
+        sampling=params,
+        engine=EngineOptions(
+            numerics=given.numerics,
+            slots=given.slots,
+            max_context=given.max_context,
+            devices=given.devices,
+            collectives=given.collectives,
+        ),
+        columns=_pairs("--columns", given.columns),
+        rename=_pairs("--rename", given.rename),
+        output_prefix=given.output_prefix,
+        input_root=given.input_root,
+        unique_custom_id=given.unique_custom_id,
+        run_seed=given.run_seed,
+        chunk_rows=given.chunk_rows,
+        limit=given.limit,
+        over_length=given.over_length,
+        bos=given.bos,
+        strict=given.strict,
+        overwrite=given.overwrite,
+        allow_errors=given.allow_errors,
+    )
+
+
+def _pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values:
+        pieces = value.split(",")
+        # A column's name may hold a comma: only a list of pairs is taken apart.
+        for piece in pieces if all("=" in piece for piece in pieces) else [value]:
+            key, equals, name = piece.partition("=")
+            if not equals or not key:
+                raise SetupError(f"{flag} takes pairs such as prompt=question, got {piece!r}")
+            pairs[key] = name
+    return pairs

@@ -1,0 +1,72 @@
+"""What ``grok1 generate`` does, once its arguments are understood."""
+
+import sys
+from collections.abc import Sequence
+
+from pipeline import report
+from pipeline.cli import FAILED, OK, ROW_ERRORS, Failed
+from pipeline.finalize import read_manifest
+from pipeline.options import GenerateOptions
+from pipeline.prepare import Job, prepare_job
+from schemas.error import SetupError
+
+
+def generate(options: GenerateOptions, beam_arguments: Sequence[str], *, debug: bool) -> int:
+    """Sets the job up, runs what is missing, and tells the result; returns the exit code.
+
+    Raises:
+      SetupError: the job cannot be done as it stands.
+      Failed: it ended before all rows were done.
+    """
+    job = prepare_job(options)
+    print(report.set_up_line(job))
+    counters: dict[str, int] = {}
+    manifest = read_manifest(job.folder) if job.done == job.chunks else None
+    if manifest is None:
+        counters = _run(job, beam_arguments, debug)
+        manifest = read_manifest(job.folder)
+    if manifest is None:
+        print("grok1: the runner has the job; it has not finished", file=sys.stderr)
+        return FAILED
+    report.print_summary(job, manifest, counters)
+    rows = max(1, manifest["rows_in"])
+    return ROW_ERRORS if manifest["errored"] / rows > options.allow_errors else OK
+
+
+def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]:
+    # Beam takes seconds to import: a wrong set-up should be told before that.
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from pipeline import beam_options
+    from pipeline.job import run
+
+    arguments = beam_options.complete(beam_arguments)
+    try:
+        return run(job, PipelineOptions(arguments))
+    except Exception as error:
+        if debug:
+            raise
+        kind, reason = root_cause(error)
+        if kind == "SetupError":
+            raise SetupError(reason) from None
+        known = kind in ("InputChanged", "Superseded", "RowFailed")
+        raise Failed(
+            (reason if known else f"{kind}: {reason} (more with --debug)")
+            + "; parts that are committed are kept, and starting again does the rest"
+        ) from None
+
+
+def root_cause(error: Exception) -> tuple[str, str]:
+    """The class and the message of what failed in a worker.
+
+    Beam's local runner raises the worker's traceback as the text of a RuntimeError, whose last line
+    is the fault and the step that it happened in.
+    """
+    text = str(error).strip()
+    last = text.splitlines()[-1] if text else ""
+    fault = last.partition(" [while running")[0]
+    kind, colon, reason = fault.partition(": ")
+    name = kind.rpartition(".")[2]
+    if "Traceback" in text and colon and name.isidentifier():
+        return name, reason
+    return type(error).__name__, " ".join(text.split())[:500]

@@ -1,0 +1,213 @@
+"""Writing a chunk's part: whole or not at all, by the first writer only, with its provenance."""
+
+import collections
+import dataclasses
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.checkpoint import files
+from pipeline.elements import CompletionChunk
+from pipeline.footer import read_footer
+from pipeline.prepare import JOB, Job
+from pipeline.storage import Folder
+
+PROVENANCE, RUN, COUNTS = b"grok1.provenance", b"grok1.run", b"grok1.counts"
+"""Keys of a part's footer, JSON each. Equal jobs write equal parts, but for ``grok1.run``, which
+says when and how fast."""
+
+
+class Superseded(Exception):
+    """Another run has taken the output folder over."""
+
+
+class RowFailed(Exception):
+    """A row could not be completed, and the job is to stop at the first such."""
+
+
+class NotConserved(Exception):
+    """Rows were lost or doubled; never the user's fault."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a part holds, or many parts together.
+
+    Attributes:
+      rows_in: input rows.
+      succeeded: input rows that were completed.
+      errored: input rows that were not.
+      rows_out: output rows: the sum of ``n`` over the former, and one for each of the latter.
+      prompt_tokens: of completed rows, each counted once.
+      completion_tokens: of all samples.
+      cached_tokens: prompt tokens shared with another row of the chunk.
+      finish_reasons: samples by ``finish_reason``.
+      errors: rows by ``error_code``.
+    """
+
+    rows_in: int = 0
+    succeeded: int = 0
+    errored: int = 0
+    rows_out: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    finish_reasons: dict[str, int] = dataclasses.field(default_factory=dict)
+    errors: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        total: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(mine, dict):
+                both = collections.Counter(mine) + collections.Counter(theirs)
+                total[field.name] = dict(sorted(both.items()))
+            else:
+                total[field.name] = mine + theirs
+        return Counts(**total)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Committed:
+    """What became of a chunk.
+
+    Attributes:
+      part: the part's name.
+      first: whether this writer made it, or found it made.
+      counts: what the part holds, whoever made it.
+    """
+
+    part: str
+    first: bool
+    counts: Counts
+
+
+def commit(job: Job, result: CompletionChunk) -> Committed:
+    """Writes a chunk's part, unless it is there already.
+
+    Raises:
+      Superseded: the output folder belongs to another run by now.
+      RowFailed: a row is an error, and the job is ``strict``.
+      NotConserved: rows are missing or too many.
+    """
+    chunk = result.prompts.chunk
+    table = result.table(job.output, job.options.run_seed)
+    counts = count(job, result, table)
+    if job.options.strict and result.errors:
+        row, error = next(iter(result.errors.items()))
+        where = f"row {chunk.first_row + row} of {chunk.file.path}"
+        raise RowFailed(f"{where}: {error.sentence()}; --strict stops here")
+    check_owner(job)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(_metadata(job, result, counts))
+    first = job.folder.create(chunk.part_name, sink.getvalue().to_pybytes())
+    if not first:
+        counts = read_counts(job.folder, chunk.part_name)
+    return Committed(part=chunk.part_name, first=first, counts=counts)
+
+
+def count(job: Job, result: CompletionChunk, table: pa.Table) -> Counts:
+    """What a chunk's table holds, after making sure that every row is accounted for."""
+    prompts, answered = result.prompts, [o for o in result.outputs if o.error is None]
+    samples = [sample for output in answered for sample in output.outputs]
+    counts = Counts(
+        rows_in=len(prompts),
+        succeeded=len(answered),
+        errored=len(result.errors),
+        rows_out=table.num_rows,
+        prompt_tokens=sum(len(output.prompt_token_ids) for output in answered),
+        completion_tokens=sum(len(sample.token_ids) for sample in samples),
+        cached_tokens=sum(output.cached_tokens for output in answered),
+        finish_reasons=_tally(sample.finish_reason for sample in samples),
+        errors=_tally(str(error.code) for error in result.errors.values()),
+    )
+    due = sum(
+        request.params.n
+        for request, output in zip(prompts.requests, result.outputs, strict=True)
+        if output.error is None
+    )
+    if (
+        counts.rows_in != prompts.chunk.rows
+        or counts.rows_in != counts.succeeded + counts.errored
+        or counts.rows_out != due + counts.errored
+    ):
+        raise NotConserved(f"{prompts.chunk.part_name} does not account for its rows: {counts}")
+    return counts
+
+
+def check_owner(job: Job) -> None:
+    """Makes sure that the output folder still belongs to this run.
+
+    Raises:
+      Superseded: another run was started there with ``--overwrite``, or the folder is gone.
+    """
+    data = job.folder.read(JOB)
+    owner = None if data is None else json.loads(data)["run_id"]
+    if owner != job.run_id:
+        raise Superseded(
+            f"{files.redact(job.folder.url)} was taken over by another run; this one writes no more"
+        )
+
+
+def read_counts(folder: Folder, part: str) -> Counts:
+    """What a part holds, by its footer."""
+    _, metadata = read_footer(folder.at(part), folder.size(part))
+    return Counts(**json.loads(metadata.metadata[COUNTS]))
+
+
+def _metadata(job: Job, result: CompletionChunk, counts: Counts) -> dict[bytes, bytes]:
+    chunk = result.prompts.chunk
+    provenance = {
+        "settings": job.settings,
+        "identity": job.identity,
+        "fingerprint": chunk.fingerprint,
+        "input": {
+            "path": chunk.file.path,
+            "footer": chunk.file.footer,
+            "first_row": chunk.first_row,
+            "rows": chunk.rows,
+        },
+        "engine": result.engine,
+        "code": code_identity(),
+        "version": project_version(),
+    }
+    run = {
+        "run_id": job.run_id,
+        "committed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        "seconds": round(result.seconds, 3),
+    }
+    values = {PROVENANCE: provenance, COUNTS: dataclasses.asdict(counts), RUN: run}
+    return {key: json.dumps(value, sort_keys=True).encode() for key, value in values.items()}
+
+
+def project_version() -> str:
+    """The installed version, or ``unknown`` where the source runs without being installed."""
+    try:
+        return importlib.metadata.version("grok1-batch")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+@functools.cache
+def code_identity() -> str:
+    """Hash of this project's own source, as it runs here."""
+    root = pathlib.Path(__file__).parent.parent
+    digest = hashlib.blake2b(digest_size=16)
+    for package in ("model", "pipeline", "schemas"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _tally(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(collections.Counter(values).items()))

@@ -1,0 +1,163 @@
+"""The end of a run: all rows accounted for by the parts' own footers, manifest, ``_SUCCESS``."""
+
+import collections
+import datetime
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.checkpoint import files
+from pipeline.commit import COUNTS, PROVENANCE, RUN, Counts, NotConserved, check_owner
+from pipeline.footer import read_footer
+from pipeline.plan import Chunk, is_part, read_chunks
+from pipeline.prepare import JOB, MANIFEST, MANIFEST_PARTS, SUCCESS, Job
+from pipeline.storage import TEMPORARY, Folder
+from schemas.completion import SCHEMA_VERSION
+from schemas.error import SetupError
+
+
+def finalize(job: Job) -> dict[str, Any]:
+    """Closes the output once all its parts are there; doing it again changes nothing but the time.
+
+    Counts come from the parts' footers, never from a run's counters, so they are right however
+    often a chunk was tried and whoever wrote it.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      NotConserved: a part is missing, or rows were lost or doubled.
+      Superseded: the output folder belongs to another run by now.
+    """
+    check_owner(job)
+    folder = job.folder
+    chunks = read_chunks(folder)
+    present = folder.names()
+    lost = [chunk.part_name for chunk in chunks if chunk.part_name not in present]
+    if lost:
+        raise NotConserved(f"{len(lost)} of {len(chunks)} parts are missing, such as {lost[0]}")
+    lines = files.in_parallel(lambda chunk: _line(folder, chunk, present), chunks)
+    manifest = _manifest(job, lines)
+    folder.replace(MANIFEST_PARTS, _parquet(lines))
+    folder.replace(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    planned = {chunk.part_name for chunk in chunks}
+    strays = [name for name in present if is_stray(name, planned)]
+    folder.remove(strays + [name for name in present if name.startswith(TEMPORARY)])
+    folder.replace(SUCCESS, b"")
+    return manifest
+
+
+def read_manifest(folder: Folder) -> dict[str, Any] | None:
+    """The manifest of a finished run, or None if it has not finished."""
+    if not folder.exists(SUCCESS):
+        return None
+    data = folder.read(MANIFEST)
+    return None if data is None else json.loads(data)
+
+
+def check_parts(folder: Folder) -> dict[str, Any]:
+    """What an output folder holds, finished or not, every part's footer compared with the plan.
+
+    Returns:
+      JSON-ready: ``url``, ``run_id``, ``settings``, ``state`` (``complete`` or ``unfinished``),
+      ``parts``, ``parts_present``, ``rows``, ``totals`` (see ``commit.Counts``), ``faults`` (a
+      sentence each).
+    """
+    job = json.loads(folder.read(JOB) or b"{}")
+    chunks, present = read_chunks(folder), folder.names()
+    there = [chunk for chunk in chunks if chunk.part_name in present]
+
+    def check(chunk: Chunk) -> dict[str, Any] | str:
+        try:
+            return _line(folder, chunk, present)
+        except (SetupError, NotConserved) as fault:
+            return str(fault)
+
+    lines = files.in_parallel(check, there)
+    total = _total([line for line in lines if not isinstance(line, str)])
+    faults = [line for line in lines if isinstance(line, str)]
+    planned = {chunk.part_name for chunk in chunks}
+    faults += [f"{name} is no part of this run" for name in present if is_stray(name, planned)]
+    complete = SUCCESS in present
+    if complete and len(there) < len(chunks):
+        faults.append(f"{len(chunks) - len(there)} parts are missing from a finished run")
+    return {
+        "url": files.redact(folder.url),
+        "run_id": job["run_id"],
+        "settings": job["settings"],
+        "state": "complete" if complete else "unfinished",
+        "parts": len(chunks),
+        "parts_present": len(there),
+        "rows": sum(chunk.rows for chunk in chunks),
+        "totals": vars(total),
+        "faults": faults,
+    }
+
+
+def is_stray(name: str, planned: set[str]) -> bool:
+    """Whether a file bears a part's name, but is not of this run."""
+    return is_part(name) and name not in planned
+
+
+def _line(folder: Folder, chunk: Chunk, present: dict[str, int]) -> dict[str, Any]:
+    name = chunk.part_name
+    _, metadata = read_footer(folder.at(name), present[name])
+    if not {COUNTS, PROVENANCE, RUN} <= set(metadata.metadata or {}):
+        raise NotConserved(f"{name} was not written by this project")
+    counts = Counts(**json.loads(metadata.metadata[COUNTS]))
+    if counts.rows_in != chunk.rows or counts.rows_out != metadata.num_rows:
+        raise NotConserved(f"{name} should hold {chunk.rows} input rows, but holds {counts}")
+    provenance = json.loads(metadata.metadata[PROVENANCE])
+    run = json.loads(metadata.metadata[RUN])
+    return {
+        "part": name,
+        "input": chunk.file.path,
+        "first_row": chunk.first_row,
+        **{
+            key: json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+            for key, value in vars(counts).items()
+        },
+        "bytes": present[name],
+        "seconds": float(run["seconds"]),
+        "committed_at": run["committed_at"],
+        "engine": json.dumps(provenance["engine"], sort_keys=True),
+        "code": provenance["code"],
+    }
+
+
+def _manifest(job: Job, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    total = _total(lines)
+    if total.rows_in != job.rows:
+        raise NotConserved(f"the plan has {job.rows} rows, the parts have {total.rows_in}")
+    # Parts without a completed row name no engine.
+    engines = collections.Counter(line["engine"] for line in lines if line["engine"] != "{}")
+    codes = collections.Counter(line["code"] for line in lines)
+    return {
+        "run_id": job.run_id,
+        "schema_version": SCHEMA_VERSION,
+        "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "files": job.files,
+        "parts": len(lines),
+        **vars(total),
+        "engines": [{**json.loads(text), "parts": n} for text, n in sorted(engines.items())],
+        "code": dict(sorted(codes.items())),
+        "settings": job.settings,
+    }
+
+
+def _total(lines: list[dict[str, Any]]) -> Counts:
+    total = Counts()
+    for line in lines:
+        values = {name: line[name] for name in vars(total)}
+        for name in ("finish_reasons", "errors"):
+            values[name] = json.loads(values[name])
+        total += Counts(**values)
+    return total
+
+
+def _parquet(lines: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(lines), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()

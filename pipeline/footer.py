@@ -1,0 +1,45 @@
+"""Parquet footers, read without the rest of the file."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.checkpoint import files
+from pipeline.storage import read_tail
+from schemas.error import SetupError
+
+_TAIL_BYTES = 64 << 10
+"""Read from a file's end at once; nearly every footer fits, so that a file costs one request."""
+
+_MAX_BYTES = 1 << 30
+
+
+def read_footer(url: str, size: int) -> tuple[bytes, pq.FileMetaData]:
+    """A file's footer as bytes and parsed.
+
+    Args:
+      url: the file.
+      size: its size in bytes.
+
+    Raises:
+      SetupError: it cannot be read, or is no Parquet file.
+    """
+    where = files.redact(url)
+    if size < 12:
+        raise SetupError(f"{where} is no Parquet file: it has {size} bytes")
+    tail = read_tail(url, size, _TAIL_BYTES)
+    if tail[-4:] != b"PAR1":
+        why = "its footer is encrypted" if tail[-4:] == b"PARE" else "it does not end as one"
+        raise SetupError(f"{where} is no readable Parquet file: {why}; was it written whole?")
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length > min(size, _MAX_BYTES):
+        raise SetupError(f"{where} is no readable Parquet file: its footer is cut short")
+    if length > len(tail):
+        tail = read_tail(url, size, length)
+    footer = tail[-length:]
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(footer))
+        metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SetupError(f"{where} is no readable Parquet file: {reason}") from None
+    return footer, metadata

@@ -1,0 +1,138 @@
+"""The model behind ``RunInference``: a chunk of prompts in, the same chunk completed out."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import ModelHandler
+
+from model.engine.options import EngineOptions, EngineStats
+from model.engine.request import Request, RequestOutput
+from pipeline import registry
+from pipeline.elements import CompletionChunk, PromptChunk
+
+NAMESPACE = "grok1"
+"""Of all metrics."""
+
+
+class Grok1ModelHandler(ModelHandler[PromptChunk, CompletionChunk, "EngineHandle"]):
+    """Runs Grok-1 inside ``RunInference``.
+
+    An element is a ``PromptChunk`` and is never batched further: its rows meet those of other
+    chunks in the engine, which one process has once, whatever number of threads call it. The
+    engine is loaded when the first row needs it, so a resumed run with nothing left loads none.
+
+    A row that fails is a row with an error. Anything else raises, which fails the bundle: no part
+    is written, and the runner's retry or the next start does the chunk again.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        tokenizer: str | None = None,
+        options: EngineOptions | None = None,
+        identity: str | None = None,
+    ) -> None:
+        """Args: see ``registry.EngineSettings``."""
+        super().__init__()
+        self._settings = registry.EngineSettings(
+            checkpoint=checkpoint,
+            tokenizer=tokenizer,
+            options=options or EngineOptions(),
+            identity=identity,
+        )
+
+    def load_model(self) -> "EngineHandle":
+        """A handle on the process's engine; loads nothing yet."""
+        return EngineHandle(self._settings)
+
+    def run_inference(
+        self,
+        batch: PromptChunk,
+        model: "EngineHandle",
+        inference_args: dict[str, Any] | None = None,
+    ) -> Sequence[CompletionChunk]:
+        """Asks the engine for all of a chunk's rows and waits; returns the one completed chunk."""
+        started = time.monotonic()
+        if not batch.requests:
+            return [
+                CompletionChunk(prompts=batch, outputs=(), has_text=False, engine={}, seconds=0.0)
+            ]
+        held = model.acquire()
+        try:
+            futures = held.engine.submit_all(batch.requests)
+            outputs = tuple(future.result() for future in futures)
+        except Exception:
+            registry.discard(held)
+            raise
+        _check(batch.requests, outputs)
+        _count_engine(held.advance())
+        return [
+            CompletionChunk(
+                prompts=batch,
+                outputs=outputs,
+                has_text=held.engine.tokenizer is not None,
+                engine=held.engine.provenance(),
+                seconds=time.monotonic() - started,
+            )
+        ]
+
+    def get_num_bytes(self, batch: PromptChunk) -> int:
+        """Bytes of the rows; the default would pickle them to find out."""
+        return batch.rows.nbytes
+
+    def should_skip_batching(self) -> bool:
+        """An element is a batch already."""
+        return True
+
+    def get_metrics_namespace(self) -> str:
+        """The namespace of all metrics of a run."""
+        return NAMESPACE
+
+    def override_metrics(self, metrics_namespace: str = "") -> bool:
+        """Beam's own would count chunks as inferences, and a handle's making as the load."""
+        return True
+
+
+class EngineHandle:
+    """What Beam holds as the model: the way to the process's engine."""
+
+    def __init__(self, settings: registry.EngineSettings) -> None:
+        self._settings = settings
+
+    def acquire(self) -> registry.Held:
+        """The engine; the first caller loads it while the others wait."""
+        return registry.acquire(self._settings)
+
+
+def _check(requests: Sequence[Request], outputs: Sequence[RequestOutput]) -> None:
+    """Beam checks neither number nor order of what a handler returns."""
+    for i, (request, output) in enumerate(zip(requests, outputs, strict=True)):
+        indexes = [sample.index for sample in output.outputs]
+        if output.prompt_token_ids != request.prompt_token_ids or (
+            output.error is None and indexes != list(range(request.params.n))
+        ):
+            raise AssertionError(f"the engine's answer {i} does not belong to its request")
+
+
+def _count_engine(gain: EngineStats) -> None:
+    for name, value in _counts(gain):
+        if value:
+            Metrics.counter(NAMESPACE, name).inc(value)
+    if gain.busy_seconds > 0:
+        rate = gain.completion_tokens / gain.busy_seconds
+        Metrics.distribution(NAMESPACE, "tokens_per_second").update(round(rate))
+    if gain.decode_rows:
+        share = round(100 * gain.slot_occupancy)
+        Metrics.distribution(NAMESPACE, "slot_occupancy_percent").update(share)
+
+
+def _counts(gain: EngineStats) -> Iterator[tuple[str, int]]:
+    for name in ("load", "compile", "busy"):
+        yield f"{name}_milliseconds", round(1000 * getattr(gain, f"{name}_seconds"))
+    for name in ("decode_rows", "decode_rows_used", "decode_rows_waiting"):
+        yield name, getattr(gain, name)
+    yield "prefilled_tokens", gain.prefilled_tokens
+    yield "decoded_tokens", gain.completion_tokens

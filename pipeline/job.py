@@ -1,0 +1,159 @@
+"""The pipeline, wired: read, infer, commit, finalize. What the steps do stands in their modules."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics, MetricsFilter
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline import plan
+from pipeline.beam_options import local_options
+from pipeline.commit import Committed, commit
+from pipeline.elements import CompletionChunk, PromptChunk
+from pipeline.finalize import finalize
+from pipeline.handler import NAMESPACE, Grok1ModelHandler
+from pipeline.options import GenerateOptions
+from pipeline.plan import Span
+from pipeline.prepare import Job, prepare_job
+from pipeline.read import read_span
+
+
+def build_pipeline(
+    options: GenerateOptions, beam_options: PipelineOptions | None = None
+) -> beam.Pipeline:
+    """Checks the job, claims its output folder, and returns the pipeline that does it, not yet run.
+
+    Example:
+      >>> options = GenerateOptions(checkpoint="ckpt", input=("in/*.parquet",), output="out")
+      >>> with build_pipeline(options, PipelineOptions(runner="FnApiRunner")):
+      ...     pass  # leaving the block runs it
+
+    Args:
+      options: the job.
+      beam_options: Beam's own; by default those of a run on this machine.
+
+    Raises:
+      SetupError: the job cannot be done as it stands.
+    """
+    return wire(prepare_job(options), beam_options)
+
+
+def wire(job: Job, beam_options: PipelineOptions | None = None) -> beam.Pipeline:
+    """The pipeline of a job that ``prepare_job`` has checked."""
+    pipeline = beam.Pipeline(options=beam_options or local_options())
+    (
+        pipeline
+        | "ReadPrompts" >> ReadPrompts(job)
+        | "Generate" >> RunInference(model_handler(job))
+        | "WriteCompletions" >> WriteCompletions(job)
+    )
+    return pipeline
+
+
+def run(job: Job, beam_options: PipelineOptions | None = None) -> dict[str, int]:
+    """Runs a job that ``prepare_job`` has checked, and waits.
+
+    Returns:
+      The run's counters by name, where the runner reports any; the manifest has the results.
+    """
+    result = wire(job, beam_options).run()
+    result.wait_until_finish()
+    counters = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+    return {counter.key.metric.name: counter.committed or 0 for counter in counters}
+
+
+def model_handler(job: Job) -> Grok1ModelHandler:
+    """The model of a job, for ``RunInference``."""
+    return Grok1ModelHandler(
+        job.options.checkpoint,
+        tokenizer=job.tokenizer,
+        options=job.engine,
+        identity=job.settings["checkpoint"],
+    )
+
+
+class ReadPrompts(beam.PTransform):
+    """The job's prompts that are not completed yet, as ``PromptChunk`` elements.
+
+    The graph holds the plan's address, not the plan: 100,000 chunks would not fit a job request.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._job = job
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection[PromptChunk]:
+        """Applies to the pipeline itself."""
+        return (
+            root
+            | "Plan" >> beam.Create([None])
+            | "Spans" >> beam.FlatMap(_missing_spans, self._job).with_output_types(Span)
+            # Spans are spread over the workers here; all that follows is one fused stage.
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.FlatMap(_read, self._job).with_output_types(PromptChunk)
+        )
+
+
+class WriteCompletions(beam.PTransform):
+    """Commits each ``CompletionChunk`` as a part, then closes the output when all are there.
+
+    Its output is the manifest, as one element.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._job = job
+
+    def expand(self, chunks: beam.PCollection[CompletionChunk]) -> beam.PCollection[dict]:
+        """Applies to what ``RunInference`` returns."""
+        committed = chunks | "Commit" >> beam.Map(_commit, self._job).with_output_types(
+            tuple[int, str]
+        )
+        # Parts that were there before leave no record, but the output must be closed all the same.
+        start = chunks.pipeline | "Start" >> beam.Create([(0, "")])
+        return (
+            (committed, start)
+            | "Meet" >> beam.Flatten()
+            | "All" >> beam.GroupByKey()
+            | "Finalize" >> beam.Map(_finalize, self._job)
+        )
+
+
+def _missing_spans(_: Any, job: Job) -> Iterator[Span]:
+    present = job.folder.names()
+    chunks = plan.read_chunks(job.folder)
+    missing = [chunk for chunk in chunks if chunk.part_name not in present]
+    Metrics.counter(NAMESPACE, "parts_skipped").inc(len(chunks) - len(missing))
+    yield from plan.spans(missing)
+
+
+def _read(span: Span, job: Job) -> Iterator[PromptChunk]:
+    yield from read_span(job, span)
+
+
+def _commit(chunk: CompletionChunk, job: Job) -> tuple[int, str]:
+    committed = commit(job, chunk)
+    _count(committed)
+    return 0, committed.part
+
+
+def _count(committed: Committed) -> None:
+    counts = committed.counts
+    tallies = {
+        "parts_committed" if committed.first else "parts_found": 1,
+        "rows": counts.rows_in,
+        "rows_succeeded": counts.succeeded,
+        "rows_errored": counts.errored,
+        "prompt_tokens": counts.prompt_tokens,
+        "completion_tokens": counts.completion_tokens,
+        **{f"errors_{code}": number for code, number in counts.errors.items()},
+    }
+    for name, number in tallies.items():
+        if number:
+            Metrics.counter(NAMESPACE, name).inc(number)
+
+
+def _finalize(_: Any, job: Job) -> dict[str, Any]:
+    return finalize(job)

@@ -1,0 +1,119 @@
+"""What a generation job is asked to do, checked before anything is read or built."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from model.checkpoint import files
+from model.engine.options import NUMERICS_VERSION, EngineOptions
+from schemas.completion import SCHEMA_VERSION
+from schemas.error import SetupError
+from schemas.sampling import SamplingParams
+
+OVER_LENGTH = ("error", "truncate_left", "truncate_right")
+"""What becomes of a prompt that leaves no room for ``max_tokens``: an error row, or its last
+(``truncate_left``, as the release does) or first (``truncate_right``) tokens are kept."""
+
+BOS = ("never", "always")
+"""Whether a text prompt begins with the BOS token; prompts given as token ids are left alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """One generation job. Every path may be an fsspec URL.
+
+    Attributes:
+      checkpoint: folder of the checkpoint.
+      input: Parquet files, globs or folders.
+      output: folder of the completions; empty, or holding the same job's earlier attempts.
+      tokenizer: SentencePiece model; None takes the one in the checkpoint's folder.
+      sampling: parameters for rows that do not set their own.
+      engine: the engine's settings.
+      columns: role -> input column, for files that call them otherwise.
+      rename: input column -> its name in the output.
+      output_prefix: put before the names of the added columns.
+      input_root: folder that row ids are relative to; None takes the longest without a wildcard.
+      unique_custom_id: derive row ids from ``custom_id`` instead of from file and row number.
+      run_seed: seed of the run; with a row's id it decides the row's randomness.
+      chunk_rows: rows of a part; None decides by prompt and completion length.
+      limit: only this many rows, from the beginning.
+      over_length: one of ``OVER_LENGTH``.
+      bos: one of ``BOS``.
+      strict: stop at the first row that cannot be completed.
+      overwrite: discard what the output folder holds of another job.
+      allow_errors: share of rows that may be errored in a run that counts as a success.
+
+    Raises:
+      SetupError: a value is out of bounds.
+    """
+
+    checkpoint: str
+    input: tuple[str, ...]
+    output: str
+    tokenizer: str | None = None
+    sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    output_prefix: str = ""
+    input_root: str | None = None
+    unique_custom_id: bool = False
+    run_seed: int = 0
+    chunk_rows: int | None = None
+    limit: int | None = None
+    over_length: str = "error"
+    bos: str = "never"
+    strict: bool = False
+    overwrite: bool = False
+    allow_errors: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.input, str):
+            object.__setattr__(self, "input", (self.input,))
+        for name, value in (("--checkpoint", self.checkpoint), ("--output", self.output)):
+            if not value:
+                raise SetupError(f"{name} is empty; give a folder or URL")
+        if not self.input or not all(self.input):
+            raise SetupError("--input is empty; give Parquet files, a glob, a folder or a URL")
+        for name, value, allowed in (
+            ("--over-length", self.over_length, OVER_LENGTH),
+            ("--bos", self.bos, BOS),
+        ):
+            if value not in allowed:
+                raise SetupError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        for name, value in (("--chunk-rows", self.chunk_rows), ("--limit", self.limit)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise SetupError(f"{name} must be a positive integer, got {value!r}")
+        if type(self.run_seed) is not int or not -(2**63) <= self.run_seed < 2**63:
+            raise SetupError(f"--run-seed must be a 64-bit integer, got {self.run_seed!r}")
+        if not 0 <= self.allow_errors <= 1:
+            raise SetupError(
+                f"--allow-errors must be a share between 0 and 1, got {self.allow_errors!r}"
+            )
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that decide a row's completion or how it is written, JSON-ready.
+
+        Threads, slots and budgets are not among them: they change when a row is computed, not what
+        comes out.
+        """
+        return {
+            **self.sampling.result_settings(),
+            "run_seed": self.run_seed,
+            "bos": self.bos,
+            "over_length": self.over_length,
+            "columns": dict(sorted(self.columns.items())),
+            "rename": dict(sorted(self.rename.items())),
+            "output_prefix": self.output_prefix,
+            "unique_custom_id": self.unique_custom_id,
+            "numerics": self.engine.numerics,
+            "collectives": self.engine.collectives,
+            "numerics_version": NUMERICS_VERSION,
+            "schema_version": SCHEMA_VERSION,
+        }
+
+    @property
+    def shown_input(self) -> str:
+        """How messages call the input."""
+        more = f" and {len(self.input) - 1} more" if len(self.input) > 1 else ""
+        return files.redact(self.input[0]) + more

@@ -1,0 +1,225 @@
+"""The plan: input files cut into chunks, chunks grouped into spans, each chunk with its address.
+
+A span is the unit of distribution, a chunk the unit of inference and commit. The plan is a pure
+function of the input and the settings, so that starting again makes the same one; it lies in
+``_plan/`` as Parquet, and the Beam graph holds no more than where.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.options import GenerateOptions
+from pipeline.shards import Shard
+from pipeline.storage import Folder
+from schemas.prompt import Roles
+
+CHUNK_ROWS = 2048
+"""Most rows of a chunk, unless the user sets another number."""
+
+CHUNK_TOKENS = 1 << 20
+"""Prompt and completion tokens of a chunk at most: some five minutes of an 8-device host."""
+
+SPAN_BYTES = 64 << 20
+SPAN_CHUNKS = 16
+"""Bounds of a span. Its reader passes over the rows before it in their row group, so it must not
+be too small; what it holds is recomputed by one worker after another's death, nor too large."""
+
+_SPANS_WANTED = 64
+"""Small jobs get at least so many spans if they have the chunks, to keep several in flight."""
+
+FILES, CHUNKS = "_plan/files.parquet", "_plan/chunks.parquet"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedFile:
+    """An input file of the plan.
+
+    Attributes:
+      index: its place among the input files.
+      base: which of the job's ``bases`` it lies below.
+      name: its path below that.
+      path: what its rows' ids derive from.
+      size: in bytes.
+      version: ETag, generation or time of change, when it was planned.
+      footer: hash of its Parquet footer.
+      rows: its rows.
+    """
+
+    index: int
+    base: int
+    name: str
+    path: str
+    size: int
+    version: str
+    footer: str
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A run of rows of one file; its result is one part of the output.
+
+    Attributes:
+      file: the file.
+      first_row: the first row's number in the file.
+      rows: how many.
+      fingerprint: 12 hex digits over all that decides the part's content.
+    """
+
+    file: PlannedFile
+    first_row: int
+    rows: int
+    fingerprint: str
+
+    @property
+    def part_name(self) -> str:
+        """Name of its part; names sort in input order."""
+        return f"part-{self.file.index:06d}-{self.first_row:012d}-{self.fingerprint}.parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Chunks that one worker reads in one go, in input order."""
+
+    chunks: tuple[Chunk, ...]
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of the output folder bears a part's name."""
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
+def fingerprint(*parts: Any, digits: int = 12) -> str:
+    """Hex digest of JSON-ready values."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=digits // 2).hexdigest()
+
+
+def make_plan(
+    shards: Sequence[Shard], roles: Roles, options: GenerateOptions, identity: str
+) -> tuple[list[str], list[PlannedFile], list[Chunk]]:
+    """Cuts the input into chunks.
+
+    An input without rows becomes one chunk without rows, so that every output has a part and
+    thereby a schema.
+
+    Args:
+      shards: the input files in order.
+      roles: what their columns are for.
+      options: the job.
+      identity: digest of everything but the rows that decides a result.
+
+    Returns:
+      The folders that the files lie below; the files; the chunks in input order.
+    """
+    bases = sorted({shard.file.base for shard in shards})
+    planned = [
+        PlannedFile(
+            index=index,
+            base=bases.index(shard.file.base),
+            name=shard.file.name,
+            path=shard.file.path,
+            size=shard.file.size,
+            version=shard.file.version,
+            footer=shard.footer,
+            rows=shard.metadata.num_rows,
+        )
+        for index, shard in enumerate(shards)
+    ]
+    chunks: list[Chunk] = []
+    left = options.limit
+    for file, shard in zip(planned, shards, strict=True):
+        rows = file.rows if left is None else min(file.rows, left)
+        left = None if left is None else left - rows
+        step = options.chunk_rows or _chunk_rows(shard.metadata, roles, options)
+        chunks.extend(
+            _chunk(file, first, min(step, rows - first), identity) for first in range(0, rows, step)
+        )
+    return bases, planned, chunks or [_chunk(planned[0], 0, 0, identity)]
+
+
+def spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
+    """Groups chunks into spans; files come apart, except where many are tiny."""
+    most = max(1, min(SPAN_CHUNKS, len(chunks) // _SPANS_WANTED))
+    group: list[Chunk] = []
+    size = 0
+    for chunk in chunks:
+        share = chunk.file.size * chunk.rows // max(1, chunk.file.rows)
+        other_file = group and group[-1].file.index != chunk.file.index
+        apart = other_file and size + share > SPAN_BYTES // 16
+        if group and (len(group) >= most or size + share > SPAN_BYTES or apart):
+            yield Span(tuple(group))
+            group, size = [], 0
+        group.append(chunk)
+        size += share
+    if group:
+        yield Span(tuple(group))
+
+
+def write_plan(folder: Folder, planned: Sequence[PlannedFile], chunks: Sequence[Chunk]) -> None:
+    """Writes the plan; writing it again writes the same."""
+    folder.replace(FILES, _parquet([dataclasses.asdict(file) for file in planned]))
+    rows = [
+        {
+            "file": chunk.file.index,
+            "first_row": chunk.first_row,
+            "rows": chunk.rows,
+            "fingerprint": chunk.fingerprint,
+        }
+        for chunk in chunks
+    ]
+    folder.replace(CHUNKS, _parquet(rows))
+
+
+def read_files(folder: Folder) -> list[PlannedFile]:
+    """The files of a written plan; none if there is no plan."""
+    return [PlannedFile(**row) for row in _rows(folder, FILES)]
+
+
+def read_chunks(folder: Folder) -> list[Chunk]:
+    """The chunks of a written plan, in input order; none if there is no plan."""
+    planned = {file.index: file for file in read_files(folder)}
+    return [Chunk(**{**row, "file": planned[row["file"]]}) for row in _rows(folder, CHUNKS)]
+
+
+def _chunk(file: PlannedFile, first_row: int, rows: int, identity: str) -> Chunk:
+    digest = fingerprint(identity, file.path, file.size, file.footer, first_row, rows)
+    return Chunk(file=file, first_row=first_row, rows=rows, fingerprint=digest)
+
+
+def _chunk_rows(metadata: pq.FileMetaData, roles: Roles, options: GenerateOptions) -> int:
+    """Rows that are worth about ``CHUNK_TOKENS``, by the footer's account of the prompts' size."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    rows = max(1, metadata.num_rows)
+    samples = options.sampling.n
+    prompt_tokens = 0.0
+    for at in range(metadata.num_columns if groups else 0):
+        column = groups[0].column(at).path_in_schema.split(".")[0]
+        if column == roles.prompt_token_ids:
+            prompt_tokens += sum(group.column(at).num_values for group in groups)
+        elif column == roles.prompt:
+            # Four bytes a token is usual for text.
+            prompt_tokens += sum(group.column(at).total_uncompressed_size for group in groups) / 4
+    tokens = prompt_tokens / rows + samples * options.sampling.max_tokens
+    size = samples * sum(group.total_byte_size for group in groups) / rows
+    worth = min(CHUNK_TOKENS / tokens, SPAN_BYTES / max(size, 1))
+    return max(1, min(CHUNK_ROWS, int(worth)))
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _rows(folder: Folder, name: str) -> list[dict[str, Any]]:
+    data = folder.read(name)
+    if data is None:
+        return []
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()

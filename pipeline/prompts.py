@@ -1,0 +1,113 @@
+"""Rows on their way to the model: validated, tokenized, cut to the context, given their ids."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from model.engine.request import Request
+from model.tokenizer import Tokenizer
+from pipeline.elements import PromptChunk
+from pipeline.plan import Chunk
+from pipeline.prepare import Job
+from schemas.error import ErrorCode, RowError
+from schemas.prompt import PromptRow, validate
+from schemas.sampling import SamplingParams
+
+
+def prepare_chunk(
+    job: Job, chunk: Chunk, rows: pa.Table, tokenizer: Tokenizer | None
+) -> PromptChunk:
+    """Validates and tokenizes a chunk's rows; what cannot be asked becomes an error here."""
+    good, errors = validate(rows, job.roles, job.options.sampling)
+    uids = _row_uids(job, chunk, rows)
+    sources, requests, lengths = [], [], {}
+    for row, ids in zip(good, _token_ids(good, job, tokenizer), strict=True):
+        lengths[row.index] = len(ids)
+        fault = _fault(row, ids, job)
+        fitted = fault or fit(ids, row.params, job, has_bos=row.text is not None)
+        if isinstance(fitted, RowError):
+            errors[row.index] = fitted
+            continue
+        address = f"{job.options.run_seed}/{uids[row.index]}"
+        sources.append(row.index)
+        requests.append(Request(prompt_token_ids=tuple(fitted), params=row.params, address=address))
+    return PromptChunk(
+        chunk=chunk,
+        rows=rows,
+        row_uids=uids,
+        sources=tuple(sources),
+        requests=tuple(requests),
+        errors=errors,
+        prompt_tokens={row: count for row, count in lengths.items() if row in errors},
+    )
+
+
+def fit(
+    ids: list[int], params: SamplingParams, job: Job, *, has_bos: bool = True
+) -> list[int] | RowError:
+    """The prompt as it is run: prompt and ``max_tokens`` together must not exceed the context.
+
+    Where they do, ``--over-length`` decides: an error, or the prompt cut to what ``max_tokens``
+    leaves of the context, by its beginning or its end. A BOS that the policy put there stays.
+
+    Args:
+      ids: the prompt, BOS included.
+      params: the row's sampling parameters.
+      job: the job.
+      has_bos: whether the BOS policy applied to this prompt.
+    """
+    room = job.max_context - params.max_tokens
+    if len(ids) <= room:
+        return ids
+    head = ids[: 1 if has_bos and job.options.bos == "always" else 0]
+    kept = room - len(head)
+    if job.options.over_length == "error" or kept < 1:
+        return RowError(
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            f"prompt of {len(ids)} tokens and max_tokens={params.max_tokens} exceed the context "
+            f"of {job.max_context}",
+            "max_tokens" if room < 1 else job.roles.prompt or job.roles.prompt_token_ids,
+        )
+    body = ids[len(head) :]
+    return head + (body[:kept] if job.options.over_length == "truncate_right" else body[-kept:])
+
+
+def _fault(row: PromptRow, ids: list[int], job: Job) -> RowError | None:
+    column = job.roles.prompt if row.text is not None else job.roles.prompt_token_ids
+    if not ids:
+        return RowError(ErrorCode.PROMPT_EMPTY, f"{column} has no tokens", column)
+    for name, given in ((column, ids), ("stop_token_ids", row.params.stop_token_ids)):
+        if given and (min(given) < 0 or max(given) >= job.vocab_size):
+            at, wrong = next((i, t) for i, t in enumerate(given) if not 0 <= t < job.vocab_size)
+            return RowError(
+                ErrorCode.TOKEN_ID_OUT_OF_RANGE,
+                f"{name} holds {wrong} at position {at}, outside the vocabulary of "
+                f"{job.vocab_size}",
+                name,
+            )
+    return None
+
+
+def _token_ids(
+    good: Sequence[PromptRow], job: Job, tokenizer: Tokenizer | None
+) -> Iterator[list[int]]:
+    texts = [row.text for row in good if row.text is not None]
+    encoded: Iterator[list[int]] = iter(())
+    if texts:
+        assert tokenizer is not None  # ``prepare_job`` refuses text without one
+        encoded = iter(tokenizer.encode_batch(texts, bos=job.options.bos == "always"))
+    for row in good:
+        yield next(encoded) if row.token_ids is None else row.token_ids
+
+
+def _row_uids(job: Job, chunk: Chunk, rows: pa.Table) -> tuple[str, ...]:
+    """24 hex digits a row, which neither the file's place nor its other rows change."""
+    keys = [f"{chunk.file.path}\0{chunk.first_row + i}" for i in range(rows.num_rows)]
+    if job.options.unique_custom_id and job.roles.custom_id is not None:
+        ids = rows.column(job.roles.custom_id).to_pylist()
+        keys = [key if i is None else f"custom_id\0{i}" for key, i in zip(keys, ids, strict=True)]
+    return tuple(
+        hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+        for key in keys
+    )

@@ -1,0 +1,107 @@
+"""The engines of this process: one for each set-up, shared by all harness threads.
+
+Beam's own model sharing is not used: it pickles calls to a server process, and the accelerators
+belong to one process anyhow.
+"""
+
+import atexit
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from model.checkpoint import files
+from model.checkpoint.source import open_checkpoint
+from model.engine.options import EngineOptions, EngineStats
+from schemas.error import SetupError
+
+if TYPE_CHECKING:
+    from model.engine.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What an engine is made from; equal settings share one.
+
+    Attributes:
+      checkpoint: folder of the checkpoint.
+      tokenizer: SentencePiece model; None takes the checkpoint's, if it has one.
+      options: the engine's settings.
+      identity: what the checkpoint's identity must be, or None for any.
+    """
+
+    checkpoint: str
+    tokenizer: str | None = None
+    options: EngineOptions = dataclasses.field(default_factory=EngineOptions)
+    identity: str | None = None
+
+
+class Held:
+    """An engine with the reading of its counters."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self.engine = engine
+        self._read = EngineStats()
+        self._lock = threading.Lock()
+
+    def advance(self) -> EngineStats:
+        """What the counters gained since the last call; over all callers they add up."""
+        with self._lock:
+            now, before = self.engine.stats(), self._read
+            self._read = now
+        gains = {
+            field.name: getattr(now, field.name) - getattr(before, field.name)
+            for field in dataclasses.fields(EngineStats)
+        }
+        return EngineStats(**gains)
+
+
+def load_engine(settings: EngineSettings) -> "Engine":
+    """Loads an engine; imports JAX, which the machine that submits a job may not have.
+
+    Raises:
+      SetupError: the checkpoint is not the one that the job was set up with.
+    """
+    from model.engine.engine import Engine
+
+    found = open_checkpoint(settings.checkpoint).identity() if settings.identity else None
+    if found != settings.identity:
+        raise SetupError(
+            f"{files.redact(settings.checkpoint)} has changed since the run began; start it again"
+        )
+    return Engine.from_checkpoint(
+        settings.checkpoint, tokenizer=settings.tokenizer, options=settings.options
+    )
+
+
+factory: Callable[[EngineSettings], "Engine"] = load_engine
+"""Makes an engine. A program may put its own here, to bring another implementation."""
+
+_held: dict[EngineSettings, Held] = {}
+_lock = threading.Lock()
+
+
+def acquire(settings: EngineSettings) -> Held:
+    """The process's engine for these settings, loaded by whoever asks first."""
+    with _lock:
+        if settings not in _held:
+            _held[settings] = Held(factory(settings))
+        return _held[settings]
+
+
+def discard(held: Held) -> None:
+    """Ends an engine that failed, so that a retry loads another once the devices are free."""
+    with _lock:
+        for settings in [s for s, other in _held.items() if other is held]:
+            del _held[settings]
+            held.engine.close()
+
+
+@atexit.register
+def close_all() -> None:
+    """Closes every engine; those asked for later are loaded anew."""
+    with _lock:
+        engines = [held.engine for held in _held.values()]
+        _held.clear()
+    for engine in engines:
+        engine.close()

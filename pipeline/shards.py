@@ -1,0 +1,256 @@
+"""The input: which Parquet files it is made of, what their footers say, and their one schema."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.checkpoint import files
+from pipeline.footer import read_footer
+from schemas.error import SetupError
+
+_VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "created")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A file that the input names.
+
+    Attributes:
+      base: the folder or URL that it was found under.
+      name: its path below ``base``.
+      path: what its rows' ids derive from: ``name``, or its path below ``--input-root``.
+      size: in bytes.
+      version: ETag, generation or time of change; only tells whether the file changed.
+    """
+
+    base: str
+    name: str
+    path: str
+    size: int
+    version: str
+
+    @property
+    def url(self) -> str:
+        """Where it is read."""
+        return files.join(self.base, self.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A listed file with what its footer says.
+
+    Attributes:
+      file: the file.
+      footer: hash of the footer, which changes with any content of the file that has statistics.
+      metadata: the parsed footer.
+    """
+
+    file: Listed
+    footer: str
+    metadata: pq.FileMetaData
+
+
+def list_inputs(inputs: Sequence[str], root: str | None = None) -> list[Listed]:
+    """All files of the input, sorted by the path that their rows' ids derive from.
+
+    A folder stands for all ``*.parquet`` below it. In folders and globs, names that start with
+    ``_`` or ``.`` are left out, as dataset readers do; a file named outright is always taken.
+
+    Args:
+      inputs: files, globs, folders.
+      root: folder that the ids' paths are relative to; None takes, for each input, the longest
+        folder without a wildcard.
+
+    Raises:
+      SetupError: nothing matched, or two files would have the same ids.
+    """
+    listed: dict[str, Listed] = {}
+    for pattern in inputs:
+        found = _find(pattern, root)
+        if not found:
+            raise SetupError(
+                f"no input file matches {files.redact(pattern)}; give Parquet files, a folder that "
+                "holds them, or a quoted glob"
+            )
+        for file in found:
+            other = listed.setdefault(file.path, file)
+            if other.url != file.url:
+                raise SetupError(
+                    f"input files {files.redact(other.url)} and {files.redact(file.url)} are both "
+                    f"{file.path!r} below their folders, so their rows would share ids; "
+                    "name a folder above both: --input-root FOLDER"
+                )
+    return sorted(listed.values(), key=lambda file: file.path)
+
+
+def read_footers(listed: Iterable[Listed]) -> list[Shard]:
+    """The footers of all files, read in parallel.
+
+    Raises:
+      SetupError: a file is no readable Parquet; says how many, and names the first.
+    """
+
+    def read(file: Listed) -> Shard | SetupError:
+        try:
+            return _read_footer(file)
+        except SetupError as error:
+            return error
+
+    results = files.in_parallel(read, list(listed))
+    faults = [result for result in results if isinstance(result, SetupError)]
+    if faults:
+        many = f"{len(faults)} of {len(results)} input files cannot be read; the first: "
+        raise SetupError(f"{many if len(faults) > 1 else ''}{faults[0]}")
+    return [result for result in results if isinstance(result, Shard)]
+
+
+def unify(shards: Sequence[Shard]) -> pa.Schema:
+    """The one schema that every file's rows are read into: a column that a file lacks is null.
+
+    Types widen without loss (int32 to int64, string to large_string); a dictionary column stays
+    one if all files agree.
+
+    Raises:
+      SetupError: a file has two columns of one name, or a type that cannot be merged.
+    """
+    first: dict[pa.Schema, Shard] = {}
+    for shard in shards:
+        schema = shard.metadata.schema.to_arrow_schema()
+        first.setdefault(pa.schema([f.with_type(_unviewed(f.type)) for f in schema]), shard)
+    for schema, shard in first.items():
+        doubled = [name for name in schema.names if schema.names.count(name) > 1]
+        if doubled:
+            raise SetupError(
+                f"{files.redact(shard.file.url)} has two columns named {doubled[0]!r}; rename one"
+            )
+    try:
+        return pa.unify_schemas(list(first), promote_options="permissive")
+    except pa.ArrowException:
+        pass
+    merged: pa.Schema | None = None
+    for schema, shard in first.items():
+        plain = pa.schema([f.with_type(_decoded(f.type)) for f in schema])
+        merged = plain if merged is None else _merge(merged, plain, shard)
+    assert merged is not None
+    return merged
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """What tells whether a file changed: its ETag, generation or time of change, by its store."""
+    return next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+
+
+def _find(pattern: str, root: str | None) -> list[Listed]:
+    fs, path = files.split(pattern)
+    try:
+        fs.invalidate_cache()
+        literal = not _is_glob(pattern) or fs.exists(path)
+        if literal and fs.isdir(path):
+            base, entries = pattern, fs.find(path, detail=True)
+            keep = _visible_parquet
+        elif literal:
+            entries = {path: fs.info(path)} if fs.isfile(path) else {}
+            base, keep = files.parent(pattern), _anything
+        else:
+            base, entries = _wildcard_free(pattern), fs.glob(path, detail=True)
+            keep = _visible
+    except SetupError:
+        raise
+    except Exception as error:  # each store's client brings exception classes of its own
+        reason = files.redact(" ".join(str(error).split())[:300]) or type(error).__name__
+        raise SetupError(f"cannot list {files.redact(pattern)}: {reason}") from None
+    prefix = files.split(base)[1].rstrip("/") + "/"
+    found = []
+    for key, info in entries.items():
+        name = key.removeprefix(prefix)
+        if info["type"] == "directory" or not keep(name):
+            continue
+        found.append(
+            Listed(
+                base=base,
+                name=name,
+                path=name if root is None else _below(root, key),
+                size=info["size"],
+                version=version_of(info),
+            )
+        )
+    return found
+
+
+def _is_glob(pattern: str) -> bool:
+    # In http URLs a question mark starts the query.
+    magic = "[*\\[]" if pattern.startswith(("http://", "https://")) else "[*?\\[]"
+    return re.search(magic, pattern) is not None
+
+
+def _wildcard_free(pattern: str) -> str:
+    while _is_glob(pattern):
+        pattern = pattern.rpartition("/")[0] if "/" in pattern else "."
+    return pattern or "/"
+
+
+def _visible(name: str) -> bool:
+    return not any(part.startswith(("_", ".")) for part in name.split("/"))
+
+
+def _visible_parquet(name: str) -> bool:
+    return _visible(name) and name.endswith((".parquet", ".pq"))
+
+
+def _anything(name: str) -> bool:
+    return True
+
+
+def _below(root: str, path: str) -> str:
+    prefix = files.split(root)[1].rstrip("/") + "/"
+    if not path.startswith(prefix):
+        raise SetupError(
+            f"input file {path} does not lie below --input-root {files.redact(root)}; "
+            "name a folder above all inputs"
+        )
+    return path.removeprefix(prefix)
+
+
+def _read_footer(file: Listed) -> Shard:
+    footer, metadata = read_footer(file.url, file.size)
+    digest = hashlib.blake2b(footer, digest_size=16).hexdigest()
+    return Shard(file=file, footer=digest, metadata=metadata)
+
+
+def _merge(merged: pa.Schema, schema: pa.Schema, shard: Shard) -> pa.Schema:
+    try:
+        return pa.unify_schemas([merged, schema], promote_options="permissive")
+    except pa.ArrowException:
+        for field in schema:
+            at = merged.get_field_index(field.name)
+            if at >= 0 and not _mergeable(merged.field(at).type, field.type):
+                raise SetupError(
+                    f"column {field.name!r} is {field.type} in {files.redact(shard.file.url)}, but "
+                    f"{merged.field(at).type} in the files before it; cast one, or run them apart"
+                ) from None
+        raise
+
+
+def _mergeable(one: pa.DataType, other: pa.DataType) -> bool:
+    try:
+        pa.unify_schemas(
+            [pa.schema([("x", one)]), pa.schema([("x", other)])], promote_options="permissive"
+        )
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    return _unviewed(kind.value_type) if pa.types.is_dictionary(kind) else kind
+
+
+def _unviewed(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind

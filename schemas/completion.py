@@ -1,0 +1,245 @@
+"""The output contract: one versioned Arrow schema for good and bad rows, and how rows are made."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from schemas.error import RowError, SetupError
+from schemas.prompt import Roles
+
+SCHEMA_VERSION = 1
+"""Raised when a column that this project adds changes its name, type or meaning."""
+
+SUCCEEDED, ERRORED = "succeeded", "errored"
+"""The two values of ``status``."""
+
+
+def _list_of(item: pa.DataType) -> pa.DataType:
+    # Parquet calls a list's item so: a part reads back as the very schema it was written with.
+    return pa.list_(pa.field("element", item))
+
+
+LOGPROB = pa.struct(
+    [
+        ("token_id", pa.int32()),
+        ("logprob", pa.float32()),
+        ("rank", pa.int32()),
+        ("top_token_ids", _list_of(pa.int32())),
+        ("top_logprobs", _list_of(pa.float32())),
+    ]
+)
+"""Log-probabilities at one position: of its token, and of the likeliest ones beside it."""
+
+COLUMNS: dict[str, pa.DataType] = {
+    "row_uid": pa.string(),
+    "sample_index": pa.int32(),
+    "status": pa.string(),
+    "text": pa.string(),
+    "token_ids": _list_of(pa.int32()),
+    "finish_reason": pa.string(),
+    "stop_reason": pa.string(),
+    "cumulative_logprob": pa.float64(),
+    "logprobs": _list_of(LOGPROB),
+    "prompt_logprobs": _list_of(LOGPROB),
+    "prompt_tokens": pa.int32(),
+    "completion_tokens": pa.int32(),
+    "cached_tokens": pa.int32(),
+    "seed": pa.int64(),
+    "error_code": pa.string(),
+    "error_message": pa.string(),
+    "error_param": pa.string(),
+}
+"""The columns that are added to the input's own, in order. Types never depend on the data."""
+
+
+class Logprob(Protocol):
+    """What an entry of ``logprobs`` must offer; the engine's ``TokenLogprob`` does."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_token_ids: Sequence[int]
+    top_logprobs: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputSchema:
+    """The schema of all parts of one output.
+
+    Attributes:
+      schema: the input's columns under their output names, then the added ones.
+      inputs: how many of its columns are the input's.
+    """
+
+    schema: pa.Schema
+    inputs: int
+
+
+def output_schema(
+    input_schema: pa.Schema,
+    roles: Roles,
+    *,
+    prefix: str = "",
+    rename: Mapping[str, str] | None = None,
+) -> OutputSchema:
+    """The output's schema for an input's, or the collision that forbids it.
+
+    Columns that set a sampling parameter come out as ``param_<name>``, since the added ``seed`` and
+    ``logprobs`` say what was drawn, not what was asked for.
+
+    Args:
+      input_schema: the schema of the whole input.
+      roles: what its columns are for.
+      prefix: put before the name of each added column.
+      rename: input column -> its name in the output.
+
+    Raises:
+      SetupError: two columns would have one name, or a column to rename is not there.
+    """
+    rename = dict(rename or {})
+    if missing := [name for name in rename if name not in input_schema.names]:
+        raise SetupError(
+            f"--rename {missing[0]}={rename[missing[0]]}: the input has no column {missing[0]!r}"
+        )
+    consumed = set(roles.sampling.values())
+    fields = []
+    for field in input_schema:
+        name = f"param_{field.name}" if field.name in consumed else field.name
+        # All may be null: a file that lacks the column is filled up, a bad page is not readable.
+        fields.append(field.with_name(rename.get(field.name, name)).with_nullable(True))
+    taken: dict[str, str] = {prefix + name: "" for name in COLUMNS}
+    # DuckDB, BigQuery and Spark do not tell `Text` from `text`.
+    folded = {name.casefold(): name for name in taken}
+    for source, field in zip(input_schema.names, fields, strict=True):
+        key = field.name.casefold()
+        if key in folded:
+            other = taken[folded[key]]
+            what = f"input column {other!r}" if other else f"the added column {folded[key]!r}"
+            remedy = "" if other else ", or give the added columns a prefix: --output-prefix PREFIX"
+            raise SetupError(
+                f"input column {source!r} would have the name of {what} in the output; "
+                f"rename it: --rename {source}=NAME{remedy}"
+            )
+        folded[key] = field.name
+        taken[field.name] = source
+    added = [pa.field(prefix + name, kind) for name, kind in COLUMNS.items()]
+    return OutputSchema(schema=pa.schema(fields + added), inputs=len(fields))
+
+
+class CompletionRows:
+    """Output rows in the making: one an error, ``n`` a good row, in the order they are added."""
+
+    def __init__(self) -> None:
+        self._sources: list[int] = []
+        self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+
+    def add_error(
+        self, source: int, row_uid: str, error: RowError, prompt_tokens: int | None = None
+    ) -> None:
+        """Adds the row of an input row that has no completion.
+
+        Args:
+          source: the input row's place in its batch.
+          row_uid: the input row's id.
+          error: why.
+          prompt_tokens: the prompt's length, where it is known.
+        """
+        self._add(
+            source,
+            row_uid=row_uid,
+            sample_index=0,
+            status=ERRORED,
+            finish_reason="error",
+            prompt_tokens=prompt_tokens,
+            error_code=str(error.code),
+            error_message=error.sentence(),
+            error_param=error.param,
+        )
+
+    def add_completion(self, source: int, row_uid: str, **values: Any) -> None:
+        """Adds one sample of an input row; ``values`` by the names of ``COLUMNS``."""
+        self._add(source, row_uid=row_uid, status=SUCCEEDED, **values)
+
+    def _add(self, source: int, **values: Any) -> None:
+        self._sources.append(source)
+        for name, column in self._columns.items():
+            column.append(values.pop(name, None))
+        if values:
+            raise TypeError(f"no such output columns: {sorted(values)}")
+
+    def table(self, inputs: pa.Table, output: OutputSchema) -> pa.Table:
+        """The rows with the input's columns beside them.
+
+        Args:
+          inputs: the batch that ``source`` counts in.
+          output: the schema, whose first columns are those of ``inputs``.
+        """
+        rows = pa.array(self._sources, pa.int64())
+        in_place = self._sources == list(range(inputs.num_rows))
+        carried = inputs if in_place else inputs.take(rows)
+        arrays = [readable(column) for column in carried.columns]
+        for name, kind in COLUMNS.items():
+            values = self._columns[name]
+            is_logprobs = kind == _list_of(LOGPROB)
+            arrays.append(_logprobs(values) if is_logprobs else pa.array(values, kind))
+        return pa.Table.from_arrays(arrays, schema=output.schema)
+
+
+def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with bytes that are no UTF-8 replaced by U+FFFD in its strings.
+
+    Parquet readers such as DuckDB refuse a whole file for one such value, so a bad row would harm
+    its neighbours after all. Strings inside lists and structs are left as they are.
+    """
+    kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return column
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = column.cast(pa.large_binary()).to_pylist()
+        texts = [None if value is None else value.decode(errors="replace") for value in raw]
+        return pa.chunked_array([pa.array(texts, kind)])
+    return column
+
+
+def _logprobs(values: Sequence[Sequence[Logprob | None] | None]) -> pa.Array:
+    """list<struct>: a null for rows that did not ask, a null entry where nothing stands before."""
+    entries = [entry for row in values for entry in row or ()]
+    given = [entry for entry in entries if entry is not None]
+    tops = {
+        "top_token_ids": _lists([entry.top_token_ids for entry in given], pa.int32()),
+        "top_logprobs": _lists([entry.top_logprobs for entry in given], pa.float32()),
+    }
+    flat = {
+        "token_id": pa.array([entry.token_id for entry in given], pa.int32()),
+        "logprob": pa.array([entry.logprob for entry in given], pa.float32()),
+        "rank": pa.array([entry.rank for entry in given], pa.int32()),
+    }
+    structs = pa.StructArray.from_arrays([*flat.values(), *tops.values()], fields=list(LOGPROB))
+    if len(given) < len(entries):
+        places = iter(range(len(given)))
+        at = [None if entry is None else next(places) for entry in entries]
+        structs = structs.take(pa.array(at, pa.int64()))
+    return pa.ListArray.from_arrays(
+        _offsets(values), structs, type=_list_of(LOGPROB), mask=_nulls(values)
+    )
+
+
+def _lists(values: Iterable[Sequence[Any]], item: pa.DataType) -> pa.Array:
+    values = list(values)
+    flat = pa.array([value for row in values for value in row], item)
+    return pa.ListArray.from_arrays(_offsets(values), flat, type=_list_of(item))
+
+
+def _offsets(values: Sequence[Sequence[Any] | None]) -> pa.Array:
+    offsets = [0]
+    for row in values:
+        offsets.append(offsets[-1] + len(row or ()))
+    return pa.array(offsets, pa.int32())
+
+
+def _nulls(values: Sequence[Any | None]) -> pa.Array:
+    return pa.array([row is None for row in values], pa.bool_())

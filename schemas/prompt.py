@@ -1,0 +1,290 @@
+"""The input contract: which column means what, which types it may have, which rows are good."""
+
+import dataclasses
+import decimal
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.error import ErrorCode, RowError, SetupError
+from schemas.sampling import ALIASES, PARAM_NAMES, InvalidParameter, SamplingParams
+
+ROLES = ("prompt", "prompt_token_ids", "custom_id", *PARAM_NAMES, *ALIASES)
+"""What a column can be; a column of such a name plays that role unless the user says otherwise."""
+
+NOT_SUPPORTED = (
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "bad_words",
+)
+"""Sampling parameters of vLLM that have no effect here yet. A column of such a name is refused,
+since passing it through would look like obeying it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Roles:
+    """Which input column plays which role; every other column passes through untouched.
+
+    Attributes:
+      prompt: column of prompts as text, or None.
+      prompt_token_ids: column of prompts as token ids, or None.
+      custom_id: column of the user's own row ids, or None.
+      sampling: sampling parameter -> the column that sets it per row.
+    """
+
+    prompt: str | None = None
+    prompt_token_ids: str | None = None
+    custom_id: str | None = None
+    sampling: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRow:
+    """A row that keeps the contract; exactly one of ``text`` and ``token_ids`` is given.
+
+    Attributes:
+      index: its place in the batch.
+      text: the prompt as text.
+      token_ids: the prompt as token ids, not yet checked against a vocabulary.
+      params: the job's sampling parameters with the row's own in their place.
+    """
+
+    index: int
+    text: str | None
+    token_ids: list[int] | None
+    params: SamplingParams
+
+
+def resolve(schema: pa.Schema, columns: Mapping[str, str], where: str) -> Roles:
+    """Finds each role's column: by the user's map, else by the role's own name.
+
+    Args:
+      schema: the schema of the whole input.
+      columns: role -> column name; an empty name says that the input has no such role, so that a
+        column of the role's name passes through.
+      where: what messages call the input.
+
+    Raises:
+      SetupError: a column is missing, claimed twice, or of a type that its role cannot have.
+    """
+    claims: dict[str, str] = {}
+    for role, column in columns.items():
+        _check_mapping(role, column, schema, where)
+        if column in claims:
+            raise SetupError(
+                f"--columns maps both {claims[column]} and {role} to column {column!r}; "
+                "a column has one role"
+            )
+        if column:
+            claims[column] = role
+    for role in ROLES:
+        if role in schema.names and role not in columns:
+            claims.setdefault(role, role)
+    for name in NOT_SUPPORTED:
+        if name in schema.names and name not in claims and name not in columns:
+            raise SetupError(
+                f"column {name!r} of {where} is a sampling parameter that this version cannot "
+                f"apply; drop it, or pass it through without effect: --columns {name}="
+            )
+    roles = _assign({role: column for column, role in claims.items()})
+    if roles.prompt is None and roles.prompt_token_ids is None:
+        raise SetupError(
+            f"{where} has no column 'prompt' or 'prompt_token_ids', only {_listed(schema.names)}; "
+            "name the one that holds the prompts: --columns prompt=NAME"
+        )
+    if roles.prompt is not None:
+        _check_type("prompt", schema.field(roles.prompt))
+    if roles.prompt_token_ids is not None:
+        _check_type("prompt_token_ids", schema.field(roles.prompt_token_ids))
+    for param, column in roles.sampling.items():
+        _check_type(param, schema.field(column))
+    return roles
+
+
+def validate(
+    rows: pa.Table, roles: Roles, defaults: SamplingParams
+) -> tuple[list[PromptRow], dict[int, RowError]]:
+    """Sorts rows into good ones and errors; one bad row never touches its neighbours.
+
+    Only the columns that play a role become Python objects.
+
+    Args:
+      rows: part of an input whose schema ``resolve`` accepted.
+      roles: what ``resolve`` returned.
+      defaults: the job's sampling parameters.
+
+    Returns:
+      The good rows in order, and row index -> error for the others.
+    """
+    texts = _values(rows, roles.prompt)
+    ids = _values(rows, roles.prompt_token_ids)
+    overrides = {param: _values(rows, column) for param, column in roles.sampling.items()}
+    good: list[PromptRow] = []
+    errors: dict[int, RowError] = {}
+    for i in range(rows.num_rows):
+        try:
+            text, token_ids = _prompt(texts[i], ids[i], roles)
+            params = defaults
+            if overrides:
+                params = _override(defaults, {p: v[i] for p, v in overrides.items()})
+        except _RowFault as fault:
+            errors[i] = fault.error
+        except InvalidParameter as fault:
+            errors[i] = fault.row_error()
+        else:
+            good.append(PromptRow(index=i, text=text, token_ids=token_ids, params=params))
+    return good, errors
+
+
+class _RowFault(Exception):
+    def __init__(self, code: ErrorCode, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.error = RowError(code, message, param)
+
+
+class _Undecodable(str):
+    """Stands where a value was whose bytes are no UTF-8; says why."""
+
+
+def _check_mapping(role: str, column: str, schema: pa.Schema, where: str) -> None:
+    if role not in ROLES and not (role in NOT_SUPPORTED and not column):
+        raise SetupError(
+            f"--columns {role}={column}: {role!r} is no role; a role is prompt, prompt_token_ids, "
+            "custom_id or a sampling parameter"
+        )
+    if column and column not in schema.names:
+        raise SetupError(
+            f"--columns {role}={column}: {where} has no column {column!r}, "
+            f"only {_listed(schema.names)}"
+        )
+
+
+def _assign(columns: dict[str, str]) -> Roles:
+    own = {role: columns.pop(role, None) for role in ("prompt", "prompt_token_ids", "custom_id")}
+    sampling: dict[str, str] = {}
+    for role, column in columns.items():
+        param = ALIASES.get(role, role)
+        if param in sampling:
+            raise SetupError(
+                f"columns {sampling[param]!r} and {column!r} both set {param}; "
+                f"let one pass through: --columns {role}="
+            )
+        sampling[param] = column
+    return Roles(**own, sampling=sampling)
+
+
+def _check_type(role: str, field: pa.Field) -> None:
+    kind = _plain_type(field.type)
+    item = kind.value_type if _is_list(kind) else None
+    integer = pa.types.is_integer
+    if role == "prompt":
+        ok, want = _is_text(kind), "strings"
+    elif role in ("prompt_token_ids", "stop_token_ids"):
+        ok, want = item is not None and (integer(item) or item == pa.null()), "lists of integers"
+    elif role == "stop":
+        ok = _is_text(kind) or (item is not None and (_is_text(item) or item == pa.null()))
+        want = "strings or lists of strings"
+    elif isinstance(getattr(SamplingParams(), role), bool):
+        ok, want = pa.types.is_boolean(kind), "booleans"
+    else:
+        # Whole numbers arrive as floats from pandas and as decimals from SQL: values decide.
+        ok = integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        want = "numbers"
+    if not ok and kind != pa.null():
+        remedy = "or name another: --columns prompt=NAME"
+        if role not in ("prompt", "prompt_token_ids"):
+            remedy = f"or let it pass through without effect: --columns {role}="
+        raise SetupError(
+            f"column {field.name!r} holds {field.type}, but {role} takes {want}; cast it, {remedy}"
+        )
+
+
+def _prompt(text: Any, ids: Any, roles: Roles) -> tuple[str | None, list[int] | None]:
+    if text is not None and ids is not None:
+        raise _RowFault(
+            ErrorCode.PROMPT_AMBIGUOUS,
+            f"both {roles.prompt} and {roles.prompt_token_ids} are given",
+            roles.prompt,
+        )
+    if text is None and ids is None:
+        names = [name for name in (roles.prompt, roles.prompt_token_ids) if name]
+        missing = f"{names[0]} is null" if len(names) == 1 else f"{' and '.join(names)} are null"
+        raise _RowFault(ErrorCode.PROMPT_MISSING, missing, names[0])
+    if isinstance(text, _Undecodable):
+        raise _RowFault(ErrorCode.PROMPT_TYPE, f"{roles.prompt} {text}", roles.prompt)
+    if ids is not None and None in ids:
+        raise _RowFault(
+            ErrorCode.PROMPT_TYPE,
+            f"{roles.prompt_token_ids} holds a null at position {ids.index(None)}",
+            roles.prompt_token_ids,
+        )
+    return text, ids
+
+
+def _override(defaults: SamplingParams, values: dict[str, Any]) -> SamplingParams:
+    for param, value in values.items():
+        if isinstance(value, _Undecodable):
+            raise InvalidParameter(param, str(value))
+        if isinstance(value, decimal.Decimal):
+            values[param] = float(value)
+    return defaults.override(values)
+
+
+def _values(rows: pa.Table, column: str | None) -> list[Any]:
+    """A column as Python objects, text as ``str``; nothing in it can raise."""
+    if column is None:
+        return [None] * rows.num_rows
+    array = rows.column(column)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    if not _is_binary(array.type):
+        try:
+            return array.to_pylist()
+        except UnicodeDecodeError:
+            pass
+    return [_value(scalar) for scalar in array]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        value = scalar.as_py()
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        return _Undecodable(f"is not valid UTF-8 (byte 0x{byte:02x} at {error.start})")
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    # Some writers leave the UTF-8 mark off their strings, so bytes are taken for text as well.
+    kind = _plain_type(kind)
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in text) or _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in binary)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    lists = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    return any(test(kind) for test in lists)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name)[:60] for name in names[:12])
+    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown or "none"
