@@ -1,0 +1,68 @@
+# Everything one does with this project. `make help` lists it.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-output
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list these targets
+	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# A stamp a lock file: set-up is done again when the lock or the project's own metadata changes.
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.runtime: requirements.lock pyproject.toml setup.py | $(VENV)/.made
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
+
+.PHONY: setup
+setup: $(VENV)/.runtime  ## make .venv with the locked dependencies and the command grok1
+
+.PHONY: setup-dev
+setup-dev: $(VENV)/.dev  ## the same, with what tests and checks need
+
+.PHONY: demo
+demo: setup  ## complete sample prompts with a small model; writes demo-output/
+	@mkdir -p $(DEMO)
+	$(BIN)/grok1 synth --preset tiny --output $(DEMO)/checkpoint --overwrite
+	$(BIN)/python examples/sample_prompts.py $(DEMO)/prompts.parquet
+	$(BIN)/grok1 generate --checkpoint $(DEMO)/checkpoint --input $(DEMO)/prompts.parquet \
+	  --output $(DEMO)/completions --max-tokens 48 --allow-errors --overwrite
+
+.PHONY: test
+test: setup-dev  ## run the tests (minutes)
+	$(BIN)/python -m pytest
+
+.PHONY: test-all
+test-all: setup-dev  ## run the slow tests too
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+.PHONY: lint
+lint: setup-dev  ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: setup-dev  ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: lock
+lock: setup-dev  ## choose dependencies anew and write the lock files
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+.PHONY: clean
+clean:  ## remove what these targets made
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
