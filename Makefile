@@ -1,6 +1,7 @@
 # Everything one does with this project. `make help` lists it.
 
-PYTHON ?= python3.11
+# The first Python of a supported version.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-output

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Sequence
 
-from pipeline import report
 from pipeline.cli import FAILED, OK, ROW_ERRORS, Failed
 from pipeline.finalize import read_manifest
 from pipeline.options import GenerateOptions
 from pipeline.prepare import Job, prepare_job
+from pipeline.report import terminal
 from schemas.error import SetupError
 
 
@@ -19,7 +19,7 @@ def generate(options: GenerateOptions, beam_arguments: Sequence[str], *, debug: 
       Failed: it ended before all rows were done.
     """
     job = prepare_job(options)
-    print(report.set_up_line(job))
+    print(terminal.set_up_line(job))
     counters: dict[str, int] = {}
     manifest = read_manifest(job.folder) if job.done == job.chunks else None
     if manifest is None:
@@ -28,7 +28,7 @@ def generate(options: GenerateOptions, beam_arguments: Sequence[str], *, debug: 
     if manifest is None:
         print("grok1: the runner has the job; it has not finished", file=sys.stderr)
         return FAILED
-    report.print_summary(job, manifest, counters)
+    terminal.print_summary(job, manifest, counters)
     rows = max(1, manifest["rows_in"])
     return ROW_ERRORS if manifest["errored"] / rows > options.allow_errors else OK
 
