@@ -17,6 +17,9 @@ from model.checkpoint import files
 TEMPORARY = "_tmp-"
 """Begins the names of local files not yet whole; a killed process may leave some."""
 
+_PIECEMEAL = {"s3", "gs"}
+"""Stores whose clients cut a large file into pieces."""
+
 _memory_lock = threading.Lock()
 
 
@@ -47,7 +50,7 @@ class Folder:
         guard = _memory_lock if isinstance(fs, MemoryFileSystem) else contextlib.nullcontext()
         with guard:
             try:
-                fs.pipe_file(path, data, mode="create")
+                fs.pipe_file(path, data, mode="create", **_in_one_request(fs, data))
             except Exception:
                 # Stores name a lost race in many ways; what counts is whether the file is there.
                 if self.exists(name):
@@ -62,7 +65,7 @@ class Folder:
             temporary = self._write_temporary(path, data)
             os.replace(temporary, path)
         else:
-            fs.pipe_file(path, data)
+            fs.pipe_file(path, data, **_in_one_request(fs, data))
 
     def read(self, name: str) -> bytes | None:
         """A file's bytes, or None if there is no such file."""
@@ -122,6 +125,12 @@ class Folder:
             file.flush()
             os.fsync(file.fileno())
         return temporary
+
+
+def _in_one_request(fs: Any, data: bytes) -> dict[str, int]:
+    """Keeps a client from uploading in pieces, of which a kill would leave some to be paid for."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return {"chunksize": len(data) + 1} if protocols & _PIECEMEAL else {}
 
 
 def read_file(url: str) -> bytes | None:
