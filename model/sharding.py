@@ -120,6 +120,12 @@ class Collectives:
         """``gather_rows`` of each array of a pytree."""
         return jax.tree.map(self.gather_rows, own)
 
+    def gather_ranks_tree(self, own: Any) -> Any:
+        """Each array [...] of a pytree -> [size, ...]: every device's, by rank, on every device."""
+        if self.size == 1:
+            return jax.tree.map(lambda x: x[None], own)
+        return jax.tree.map(lambda x: lax.all_gather(x, MODEL), own)
+
     def own_rows(self, rows: jax.Array) -> jax.Array:
         """[R, ...] -> [R / size, ...]: this device's part of what all devices hold."""
         if self.size == 1:

@@ -189,7 +189,11 @@ def tiled(net: Network, rows: TokenRows, function: Callable, *arrays: jax.Array)
       function: takes [R, ...] or, of arrays split by rows over devices, [R / devices, ...].
       arrays: [tiles * that, ...].
     """
-    tiles = len(rows.tokens) // net.tile_rows
+    return in_tiles(len(rows.tokens) // net.tile_rows, rows.tiles, function, *arrays)
+
+
+def in_tiles(tiles: int, used: jax.Array, function: Callable, *arrays: jax.Array) -> Any:
+    """``tiled`` for rows of any kind: ``arrays`` in so many tiles, of which ``used`` are in use."""
     if tiles == 1:
         return function(*arrays)
     split = [array.reshape(tiles, -1, *array.shape[1:]) for array in arrays]
@@ -200,7 +204,7 @@ def tiled(net: Network, rows: TokenRows, function: Callable, *arrays: jax.Array)
         tile = function(*(lax.dynamic_index_in_dim(a, i, keepdims=False) for a in split))
         return jax.tree.map(lambda r, t: lax.dynamic_update_index_in_dim(r, t, i, 0), results, tile)
 
-    results = lax.fori_loop(0, rows.tiles, body, results)
+    results = lax.fori_loop(0, used, body, results)
     return jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:]), results)
 
 

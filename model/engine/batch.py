@@ -3,8 +3,9 @@
 import numpy as np
 
 from model.attention import Queries
-from model.engine.programs import empty_prompts
+from model.engine.programs import empty_prompts, no_asks
 from model.engine.scheduler import Segment
+from model.engine.score import Asks
 from model.engine.shapes import Shapes
 from model.transformer import TokenRows
 
@@ -33,3 +34,17 @@ def pack(segments: list[Segment], shapes: Shapes) -> tuple[TokenRows, Queries]:
     rows = TokenRows(rows.tokens, rows.positions, rows.place, rows.live, tiles)
     blocks = np.int32(last_block)
     return rows, Queries(queries.rows, queries.inverse, queries.positions, queries.pages, blocks)
+
+
+def ask(segments: list[Segment], shapes: Shapes) -> Asks:
+    """What the model thinks of the token after each row that ``pack`` lays out."""
+    asks = no_asks(shapes)
+    used = 0
+    for segment in segments:
+        request = segment.prompt.request
+        span = slice(used, used + segment.stop - segment.start)
+        asks.rows[span] = np.arange(span.start, span.stop)
+        asks.targets[span] = request.prompt_token_ids[segment.start + 1 : segment.stop + 1]
+        asks.wanted[span] = request.params.prompt_logprobs or 0
+        used = span.stop
+    return Asks(asks.rows, asks.targets, asks.wanted, np.int32(-(-used // shapes.score_tile_rows)))

@@ -14,12 +14,13 @@ import jax
 import numpy as np
 
 from model.attention import PagedCache
-from model.engine.batch import pack
+from model.engine.batch import ask, pack
 from model.engine.cache import PagePool
 from model.engine.output import End, Finisher, Sample, Ticket
 from model.engine.request import TokenLogprob
 from model.engine.sampler import Draws
 from model.engine.scheduler import Admission, Scheduler, Segment, Sequence
+from model.engine.score import Scores
 from model.engine.shapes import Shapes
 from model.engine.state import STOP_IDS, SlotState, empty_slots
 from model.engine.step import Rounds
@@ -48,7 +49,7 @@ class _Decoded:
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    draws: Draws
+    scores: Scores
     segments: list[Segment]
 
 
@@ -119,19 +120,10 @@ class Loop:
         if not segments[0].prompt.private:
             self._cache = self._steps["prefill"](self._params, self._cache, rows, queries)
             return
-        targets = np.zeros(self._shapes.prefill_rows, np.int32)
-        wanted = np.full(self._shapes.prefill_rows, -1, np.int32)
-        used = 0
-        for segment in segments:
-            span = slice(used, used + segment.stop - segment.start)
-            request = segment.prompt.request
-            targets[span] = request.prompt_token_ids[segment.start + 1 : segment.stop + 1]
-            wanted[span] = request.params.prompt_logprobs or 0
-            used = span.stop
-        self._cache, draws = self._steps["score"](
-            self._params, self._cache, rows, queries, targets, wanted
+        self._cache, scores = self._steps["score"](
+            self._params, self._cache, rows, queries, ask(segments, self._shapes)
         )
-        self._in_flight.append(_Scored(draws, segments))
+        self._in_flight.append(_Scored(scores, segments))
 
     def _edit(self, admissions: list[Admission]) -> None:
         copies = [a.copy for a in admissions if a.copy is not None]
@@ -170,14 +162,14 @@ class Loop:
             self._collect_tokens(results)
 
     def _collect_scores(self, results: _Scored) -> None:
-        draws: Draws = jax.tree.map(np.asarray, results.draws)
+        scores: Scores = jax.tree.map(np.asarray, results.scores)
         row = 0
         for segment in results.segments:
             ticket: Ticket = segment.prompt.ticket
             assert ticket.prompt_logprobs is not None
             wanted = ticket.request.params.prompt_logprobs or 0
             for _ in range(segment.stop - segment.start):
-                ticket.prompt_logprobs.append(_detail(draws, row, wanted))
+                ticket.prompt_logprobs.append(_detail(scores, row, wanted))
                 row += 1
 
     def _collect_tokens(self, results: _Decoded) -> None:
@@ -259,11 +251,11 @@ def _fill(values: SlotState, sequence: Sequence, eos_token: int) -> None:
     values.pages[slot, : len(sequence.pages)] = sequence.pages
 
 
-def _detail(draws: Draws, at: Any, wanted: int) -> TokenLogprob:
+def _detail(facts: Draws | Scores, at: Any, wanted: int) -> TokenLogprob:
     return TokenLogprob(
-        token_id=int(draws.token[at]),
-        logprob=float(draws.logprob[at]),
-        rank=int(draws.rank[at]),
-        top_token_ids=tuple(draws.top_tokens[at][:wanted].tolist()),
-        top_logprobs=tuple(draws.top_logprobs[at][:wanted].tolist()),
+        token_id=int(facts.token[at]),
+        logprob=float(facts.logprob[at]),
+        rank=int(facts.rank[at]),
+        top_token_ids=tuple(facts.top_tokens[at][:wanted].tolist()),
+        top_logprobs=tuple(facts.top_logprobs[at][:wanted].tolist()),
     )

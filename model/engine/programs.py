@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model.attention import PagedCache, Place, Queries
 from model.config import Grok1Config
 from model.engine import step
+from model.engine.score import Asks
 from model.engine.shapes import Shapes
 from model.engine.state import edit_slots, empty_slots
 from model.layout import Layout, abstract_params, param_specs
@@ -112,7 +113,7 @@ def steps(plan: Plan) -> dict[str, Step]:
         _like(empty_slots(shapes.slots, shapes.sequence_pages), mesh),
     )
     rows, queries = abstract_prompts(plan)
-    integers = _abstract((shapes.prefill_rows,), jnp.int32, mesh)
+    asks = _like(no_asks(shapes), mesh)
     flags = _abstract((shapes.slots,), jnp.bool_, mesh)
     pages = _abstract((shapes.rows,), jnp.int32, mesh)
     cached, same = plan.cache_spec, _REPLICATED
@@ -128,10 +129,10 @@ def steps(plan: Plan) -> dict[str, Step]:
         ),
         Step(
             "score",
-            partial(step.score, plan.prefilling),
-            (specs, cached, same, same, same, same),
+            partial(step.score, plan.prefilling, tile_rows=shapes.score_tile_rows),
+            (specs, cached, same, same, same),
             (cached, same),
-            (params, cache, rows, queries, integers, integers),
+            (params, cache, rows, queries, asks),
             (1,),
         ),
         Step(
@@ -225,6 +226,12 @@ def empty_prompts(shapes: Shapes) -> tuple[TokenRows, Queries]:
         blocks=np.int32(0),
     )
     return rows, queries
+
+
+def no_asks(shapes: Shapes) -> Asks:
+    """The score step's questions, as NumPy arrays, that ask nothing: A = T."""
+    zeros = np.zeros(shapes.prefill_rows, np.int32)
+    return Asks(rows=zeros, targets=zeros.copy(), wanted=zeros - 1, tiles=np.int32(0))
 
 
 def _like(tree: Any, mesh: Mesh) -> Any:

@@ -7,6 +7,9 @@ from model.config import Grok1Config
 from model.engine.options import EngineOptions
 from schemas.error import SetupError
 
+_SCORE_TILE_ROWS = 256
+"""Most questions of the score step in a tile: few are asked of a step's rows, or all."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shapes:
@@ -21,6 +24,7 @@ class Shapes:
       prefill_rows: T of the prefill step.
       prefill_tile_rows: R of it.
       prefill_expert_rows: rows that an expert computes at once in it.
+      score_tile_rows: questions of the score step that the head answers at once.
       prefill_blocks: most segments of it, each of one block of one prompt.
       block_size: C, tokens of a page.
       sequence_pages: P, pages of the longest sequence.
@@ -36,6 +40,7 @@ class Shapes:
     prefill_rows: int
     prefill_tile_rows: int
     prefill_expert_rows: int
+    score_tile_rows: int
     prefill_blocks: int
     block_size: int
     sequence_pages: int
@@ -102,6 +107,7 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
         prefill_rows=prefill_rows,
         prefill_tile_rows=prefill_tile_rows,
         prefill_expert_rows=_expert_rows(config, prefill_rows, on_cpu),
+        score_tile_rows=math.gcd(prefill_tile_rows, _SCORE_TILE_ROWS),
         prefill_blocks=2 * (prefill_rows // block_size) or 2,
         block_size=block_size,
         sequence_pages=sequence_pages,

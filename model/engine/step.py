@@ -12,9 +12,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.attention import PagedCache, Place, Queries
-from model.engine.sampler import Draws, Knobs, describe, sample
+from model.engine.sampler import Draws, Knobs, sample
+from model.engine.score import Asks, Scores, judge
 from model.engine.state import SlotState
-from model.transformer import Network, Params, TokenRows, final_hidden, forward, head, tiled
+from model.transformer import (
+    Network,
+    Params,
+    TokenRows,
+    final_hidden,
+    forward,
+    head,
+    in_tiles,
+    tiled,
+)
 from model.trees import Leaf
 
 
@@ -45,10 +55,10 @@ def score(
     cache: PagedCache,
     rows: TokenRows,
     queries: Queries,
-    targets: jax.Array,
-    logprobs: jax.Array,
-) -> tuple[PagedCache, Draws]:
-    """As ``prefill``, and what the model thinks of the token after each row.
+    asks: Asks,
+    tile_rows: int,
+) -> tuple[PagedCache, Scores]:
+    """As ``prefill``, and what the model thinks of tokens after some of the rows.
 
     Args:
       net: what is fixed.
@@ -56,22 +66,23 @@ def score(
       cache: to be filled.
       rows: T prompt tokens.
       queries: how they attend.
-      targets: [T] the token that follows each.
-      logprobs: [T] how many top log-probabilities are wanted, -1 for none.
+      asks: A questions about the rows.
+      tile_rows: questions that the head answers at once; divides A.
 
     Returns:
-      The cache, and one draw a row, [T / devices, ...], whose token is the target.
+      The cache, and the answers [A, ...].
     """
     hidden, cache = forward(net, params, cache, rows, queries)
-    exchange = net.collectives
-
-    def judge(hidden, targets, logprobs):
-        logits = head(net, final_hidden(net, params, hidden), params["head"])
-        logits = exchange.columns_to_rows(logits)
-        own = exchange.own_rows
-        return exchange.gather_rows_tree(describe(logits, own(targets), own(logprobs)))
-
-    return cache, tiled(net, rows, judge, hidden, targets, logprobs)
+    x = tiled(net, rows, lambda h: final_hidden(net, params, h), hidden)[asks.rows]
+    answers = in_tiles(
+        len(x) // tile_rows,
+        asks.tiles,
+        lambda *tile: judge(net, params["head"], *tile),
+        x,
+        asks.targets,
+        asks.wanted,
+    )
+    return cache, answers
 
 
 def decode(
