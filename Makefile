@@ -61,8 +61,8 @@ format: setup-dev  ## format the code and mend what the linter can
 
 .PHONY: lock
 lock: setup-dev  ## choose dependencies anew and write the lock files
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 .PHONY: clean
 clean:  ## remove what these targets made

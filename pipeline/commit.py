@@ -185,6 +185,8 @@ def _metadata(job: Job, result: CompletionChunk, counts: Counts) -> dict[bytes, 
         "run_id": job.run_id,
         "committed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "seconds": round(result.seconds, 3),
+        "decode_rows": result.decode_rows,
+        "decode_rows_used": result.decode_rows_used,
     }
     values = {PROVENANCE: provenance, COUNTS: dataclasses.asdict(counts), RUN: run}
     return {key: json.dumps(value, sort_keys=True).encode() for key, value in values.items()}

@@ -58,6 +58,8 @@ class CompletionChunk:
       has_text: whether the engine had a tokenizer to decode with.
       engine: what the answers' bits depend on beside the job's settings; empty if no row was asked.
       seconds: from the first request to the last answer.
+      decode_rows: rows of the engine's decode steps since the chunk before it was done.
+      decode_rows_used: those that held a live sequence.
     """
 
     prompts: PromptChunk
@@ -65,6 +67,8 @@ class CompletionChunk:
     has_text: bool
     engine: dict[str, str]
     seconds: float
+    decode_rows: int = 0
+    decode_rows_used: int = 0
 
     @property
     def errors(self) -> dict[int, RowError]:

@@ -57,13 +57,13 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     return None if data is None else json.loads(data)
 
 
-def check_parts(folder: Folder) -> dict[str, Any]:
+def survey(folder: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What an output folder holds, finished or not, every part's footer compared with the plan.
 
     Returns:
       JSON-ready: ``url``, ``run_id``, ``settings``, ``state`` (``complete`` or ``unfinished``),
       ``parts``, ``parts_present``, ``rows``, ``totals`` (see ``commit.Counts``), ``faults`` (a
-      sentence each).
+      sentence each). And a line for each sound part, as in ``_manifest.parquet``.
     """
     job = json.loads(folder.read(JOB) or b"{}")
     chunks, present = read_chunks(folder), folder.names()
@@ -75,15 +75,16 @@ def check_parts(folder: Folder) -> dict[str, Any]:
         except (SetupError, NotConserved) as fault:
             return str(fault)
 
-    lines = files.in_parallel(check, there)
-    total = _total([line for line in lines if not isinstance(line, str)])
-    faults = [line for line in lines if isinstance(line, str)]
+    checked = files.in_parallel(check, there)
+    lines = [line for line in checked if not isinstance(line, str)]
+    total = _total(lines)
+    faults = [line for line in checked if isinstance(line, str)]
     planned = {chunk.part_name for chunk in chunks}
     faults += [f"{name} is no part of this run" for name in present if is_stray(name, planned)]
     complete = SUCCESS in present
     if complete and len(there) < len(chunks):
         faults.append(f"{len(chunks) - len(there)} parts are missing from a finished run")
-    return {
+    found = {
         "url": files.redact(folder.url),
         "run_id": job["run_id"],
         "settings": job["settings"],
@@ -94,6 +95,7 @@ def check_parts(folder: Folder) -> dict[str, Any]:
         "totals": vars(total),
         "faults": faults,
     }
+    return found, lines
 
 
 def is_stray(name: str, planned: set[str]) -> bool:
@@ -121,6 +123,8 @@ def _line(folder: Folder, chunk: Chunk, present: dict[str, int]) -> dict[str, An
         },
         "bytes": present[name],
         "seconds": float(run["seconds"]),
+        "decode_rows": run["decode_rows"],
+        "decode_rows_used": run["decode_rows_used"],
         "committed_at": run["committed_at"],
         "engine": json.dumps(provenance["engine"], sort_keys=True),
         "code": provenance["code"],

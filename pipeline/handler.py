@@ -68,7 +68,8 @@ class Grok1ModelHandler(ModelHandler[PromptChunk, CompletionChunk, "EngineHandle
             registry.discard(held)
             raise
         _check(batch.requests, outputs)
-        _count_engine(held.advance())
+        gain = held.advance()
+        _count_engine(gain)
         return [
             CompletionChunk(
                 prompts=batch,
@@ -76,6 +77,8 @@ class Grok1ModelHandler(ModelHandler[PromptChunk, CompletionChunk, "EngineHandle
                 has_text=held.engine.tokenizer is not None,
                 engine=held.engine.provenance(),
                 seconds=time.monotonic() - started,
+                decode_rows=gain.decode_rows,
+                decode_rows_used=gain.decode_rows_used,
             )
         ]
 

@@ -113,7 +113,8 @@ def prepare_job(options: GenerateOptions) -> Job:
     identity = plan.fingerprint(settings, str(schema), str(output.schema), digits=32)
     bases, planned, chunks = plan.make_plan(shards_, roles, options, identity)
     settings |= {"limit": options.limit, "chunk_rows": options.chunk_rows}
-    run_id = _claim(options, settings, planned)
+    tokenizer_url = options.tokenizer or checkpoint.tokenizer_url if tokenizer else None
+    run_id = _claim(options, settings, planned, tokenizer_url)
     folder = Folder(options.output)
     with _writing(folder):
         plan.write_plan(folder, planned, chunks)
@@ -128,7 +129,7 @@ def prepare_job(options: GenerateOptions) -> Job:
         input_schema=schema,
         roles=roles,
         output=output,
-        tokenizer=options.tokenizer or checkpoint.tokenizer_url if tokenizer else None,
+        tokenizer=tokenizer_url,
         engine=dataclasses.replace(options.engine, max_context=max_context),
         vocab_size=checkpoint.config.vocab_size,
         settings=settings,
@@ -164,7 +165,10 @@ def _tokenizer(options: GenerateOptions, roles: Roles, checkpoint: Checkpoint) -
 
 
 def _claim(
-    options: GenerateOptions, settings: dict[str, Any], planned: Sequence[plan.PlannedFile]
+    options: GenerateOptions,
+    settings: dict[str, Any],
+    planned: Sequence[plan.PlannedFile],
+    tokenizer: str | None,
 ) -> str:
     """Makes the output folder this job's own, or finds that it is already; returns the run id."""
     folder = Folder(options.output)
@@ -173,6 +177,8 @@ def _claim(
         "run_id": uuid.uuid4().hex,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": settings,
+        "checkpoint": files.redact(options.checkpoint),
+        "tokenizer": None if tokenizer is None else files.redact(tokenizer),
         "input": {
             "files": len(planned),
             "rows": sum(file.rows for file in planned),

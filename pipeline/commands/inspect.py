@@ -66,9 +66,9 @@ def _checkpoint(url: str, as_json: bool) -> int:
 
 def _output(folder: Any, as_json: bool) -> int:
     from pipeline.cli import FAILED, OK, ROW_ERRORS
-    from pipeline.finalize import check_parts
+    from pipeline.finalize import survey
 
-    found = check_parts(folder)
+    found, _ = survey(folder)
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -1,0 +1,89 @@
+"""One self-contained HTML file that shows what a run came to; it asks no network for anything."""
+
+import importlib.resources
+import json
+from typing import Any
+
+from model.checkpoint import files
+from pipeline.report.charts import all_charts
+from pipeline.report.collect import Findings
+from schemas.error import SetupError
+
+REPORT = "_report.html"
+"""The report's name in the output folder."""
+
+_SLOWEST = 10
+
+
+def render(found: Findings) -> str:
+    """The page. Whatever comes from prompts, columns or files is text on it, never markup.
+
+    Raises:
+      SetupError: the packages that draw it are not installed.
+    """
+    try:
+        import jinja2
+        import vl_convert
+    except ImportError:
+        raise SetupError(
+            "the report needs jinja2 and vl-convert-python; install grok1-batch[report]"
+        ) from None
+    assets = importlib.resources.files("pipeline.report") / "assets"
+
+    def asset(name: str) -> str:
+        return (assets / name).read_text("utf-8")
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": _number, "json": _json}
+    return environment.from_string(asset("report.html.jinja")).render(
+        style=asset("report.css"),
+        script=asset("report.js"),
+        library=vl_convert.javascript_bundle(),
+        **_view(found),
+    )
+
+
+def _view(found: Findings) -> dict[str, Any]:
+    checked, totals = found.checked, found.checked["totals"]
+    missing = checked["rows"] - totals["rows_in"]
+    seconds = sum(part["seconds"] for part in found.parts)
+    asked = sum(part["decode_rows"] for part in found.parts)
+    looked_at = max(1, int(found.rows.repetition.sum()))
+    engines = sorted({part["engine"] for part in found.parts} - {"{}"})
+    return {
+        "url": checked["url"],
+        "run_id": checked["run_id"],
+        "complete": checked["state"] == "complete",
+        "faults": checked["faults"],
+        "made_at": found.made_at.strftime("%Y-%m-%d %H:%M UTC"),
+        "began_at": found.job.get("created_at", ""),
+        "checked": checked,
+        "totals": totals,
+        "missing": missing,
+        "chunk_seconds": seconds,
+        "occupancy": sum(p["decode_rows_used"] for p in found.parts) / asked if asked else None,
+        "looping": found.rows.looping / looked_at,
+        "rows_read": found.rows_read,
+        "charts": all_charts(found),
+        "errors": found.errors,
+        "slowest": sorted(found.parts, key=lambda part: -part["seconds"])[:_SLOWEST],
+        "samples": [vars(sample) for sample in found.samples],
+        "settings": checked["settings"],
+        "engines": [json.loads(engine) for engine in engines],
+        "codes": sorted({part["code"] for part in found.parts}),
+        "checkpoint": files.redact(found.job.get("checkpoint") or ""),
+    }
+
+
+def _number(value: float, digits: int = 0) -> str:
+    return f"{value:,.{digits}f}"
+
+
+def _json(value: Any) -> Any:
+    """JSON for a script element: nothing in it can end the element."""
+    import markupsafe
+
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return markupsafe.Markup(text)
