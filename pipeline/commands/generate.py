@@ -50,7 +50,7 @@ def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     from pipeline.commands.run import generate
 
-    return generate(_options(given), list(beam_arguments), debug=given.debug)
+    return generate(_options(given), list(beam_arguments), report=given.report, debug=given.debug)
 
 
 def _add_files(group: Any) -> None:
@@ -141,6 +141,12 @@ def _add_run(group: Any) -> None:
     )
     add("--strict", action="store_true", help="stop at the first errored row")
     add("--overwrite", action="store_true", help="discard another run in the output folder")
+    add(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write an HTML report when finished (on)",
+    )
 
 
 def _add_engine(group: Any) -> None:

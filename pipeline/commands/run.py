@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from model.checkpoint import files
 from pipeline.cli import FAILED, OK, ROW_ERRORS, Failed
 from pipeline.finalize import read_manifest
 from pipeline.options import GenerateOptions
@@ -11,8 +12,16 @@ from pipeline.report import terminal
 from schemas.error import SetupError
 
 
-def generate(options: GenerateOptions, beam_arguments: Sequence[str], *, debug: bool) -> int:
+def generate(
+    options: GenerateOptions, beam_arguments: Sequence[str], *, report: bool = True, debug: bool
+) -> int:
     """Sets the job up, runs what is missing, and tells the result; returns the exit code.
+
+    Args:
+      options: the job.
+      beam_arguments: Beam's own.
+      report: whether to write the HTML report once the run has finished.
+      debug: whether a fault keeps its traceback.
 
     Raises:
       SetupError: the job cannot be done as it stands.
@@ -29,8 +38,21 @@ def generate(options: GenerateOptions, beam_arguments: Sequence[str], *, debug: 
         print("grok1: the runner has the job; it has not finished", file=sys.stderr)
         return FAILED
     terminal.print_summary(job, manifest, counters)
+    if report:
+        _write_report(job)
     rows = max(1, manifest["rows_in"])
     return ROW_ERRORS if manifest["errored"] / rows > options.allow_errors else OK
+
+
+def _write_report(job: Job) -> None:
+    """A report that cannot be written is a pity, not a fault of the run."""
+    from pipeline.commands.report import write_report
+
+    try:
+        where = write_report(job.options.output, tokenizer=job.tokenizer)
+        print(f"report: {files.redact(where)}")
+    except SetupError as error:
+        print(f"no report: {error}", file=sys.stderr)
 
 
 def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]:

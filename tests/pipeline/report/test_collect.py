@@ -1,0 +1,90 @@
+import math
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.report.charts import timeline
+from pipeline.report.collect import collect
+from pipeline.report.rows import repetition
+from schemas.error import SetupError
+
+
+def test_totals_come_from_the_parts(finished):
+    found = collect(str(finished.output))
+    totals = found.checked["totals"]
+    assert totals["rows_in"] == totals["rows_out"] == len(finished.prompts)
+    assert totals["errored"] == 1
+    assert found.rows_read == len(finished.prompts)
+    assert found.rows.completions == len(finished.prompts) - 1
+    assert sum(found.rows.completion_tokens.values()) == totals["succeeded"]
+    tokens = sum(length * rows for length, rows in found.rows.completion_tokens.items())
+    assert tokens == totals["completion_tokens"]
+    assert found.rows.mean_logprob.sum() == totals["succeeded"]
+    (example,) = found.errors["prompt_missing"]
+    assert (example.custom_id, example.param) == ("<b>1</b>", "prompt")
+
+
+def test_samples_are_the_same_ones_each_time_and_spelled_token_by_token(finished):
+    few, again = (collect(str(finished.output), samples=5).samples for _ in range(2))
+    assert few == again
+    assert len(few) == 5
+    everything = collect(str(finished.output)).samples
+    assert len(everything) == len(finished.prompts) - 1
+    assert {sample.row_uid for sample in few} <= {sample.row_uid for sample in everything}
+    for sample in everything:
+        assert sample.pieces is not None
+        assert len(sample.pieces) == len(sample.logprobs) == sample.tokens
+        assert math.isclose(sum(sample.logprobs) / sample.tokens, sample.mean_logprob, abs_tol=1e-4)
+
+
+def test_a_run_that_was_cut_short_can_be_looked_at(finished, tmp_path):
+    half = pathlib.Path(shutil.copytree(finished.output, tmp_path / "half"))
+    parts = sorted(half.glob("part-*"))
+    for path in [*parts[::2], half / "_SUCCESS", half / "_manifest.json"]:
+        path.unlink()
+    found = collect(str(half))
+    assert found.checked["state"] == "unfinished"
+    assert 0 < found.checked["totals"]["rows_in"] < found.checked["rows"] == len(finished.prompts)
+    for path in parts[1::2]:
+        path.unlink()
+    with pytest.raises(SetupError, match="no part yet"):
+        collect(str(half))
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(SetupError, match="name the output folder of a run"):
+        collect(str(tmp_path))
+
+
+def part(end: float, seconds: float, tokens: int, asked: int = 0, used: int = 0) -> dict:
+    return {
+        "committed_at": f"2026-01-01T00:{int(end) // 60:02d}:{end % 60:06.3f}+00:00",
+        "seconds": seconds,
+        "completion_tokens": tokens,
+        "decode_rows": asked,
+        "decode_rows_used": used,
+    }
+
+
+def test_the_timeline_conserves_tokens():
+    parts = [part(100, 50, 5000, 100, 80), part(130, 30, 600, 10, 10), part(1000, 40, 900)]
+    points = timeline(parts)
+    times = [point["time"] for point in points]
+    width = (1000 - 50) / 80
+    assert times == sorted(times)
+    assert math.isclose(sum(p["tokens_per_second"] for p in points) * width, 6500, rel_tol=1e-3)
+    # Between the second part's end and the third's beginning nothing ran.
+    assert max(np.diff(times)) > 800_000
+    assert points[0]["occupancy"] == pytest.approx(0.8, abs=0.01)
+    assert timeline([part(5, 0, 0)]) == []
+
+
+@given(st.lists(st.integers(0, 131071), min_size=5, max_size=60))
+def test_repetition_is_the_share_of_4_grams_seen_before(ids):
+    grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
+    want = 1 - len(set(grams)) / len(grams)
+    assert repetition(np.array(ids, np.int32)) == pytest.approx(want)

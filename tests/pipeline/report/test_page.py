@@ -1,0 +1,92 @@
+"""The report in a real browser: headless Chromium, driven by Selenium."""
+
+import re
+import shutil
+
+import pytest
+
+CHARTS = {
+    "throughput",
+    "occupancy",
+    "prompt-length",
+    "completion-length",
+    "finish-reason",
+    "logprob",
+    "errors",
+}
+
+MARKS = ".mark-area, .mark-rect"
+
+
+def test_the_page_forbids_itself_the_network(finished):
+    assert "default-src 'none'" in finished.page
+
+
+def test_nothing_of_the_data_is_markup(finished):
+    scripts = re.findall(r"<script[^>]*>", finished.page.split("<body>")[1].split("vegaEmbed")[0])
+    assert all("type=" in script for script in scripts)
+    assert "<b>1</b>" not in finished.page
+    assert "document.title='owned'</script>" not in finished.page
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    made = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    made.implicitly_wait(10)
+    yield made
+    made.quit()
+
+
+def opened(browser, finished, width):
+    browser.set_window_size(width, 900)
+    browser.get((finished.output / "_report.html").as_uri())
+    wait = "return document.querySelectorAll('.sample').length"
+    for _ in range(100):
+        if browser.execute_script(wait):
+            break
+    return browser
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_opens_draws_searches_and_stays_inert(browser, finished, width):
+    opened(browser, finished, width)
+    find = browser.find_element
+    for name in CHARTS:
+        assert browser.find_elements("css selector", f"#chart-{name} svg :is({MARKS}) path"), name
+    assert browser.title.startswith("Completions in")
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script(wide) == 0
+    requests = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    assert browser.execute_script(requests) == []
+    search = find("css selector", "#search")
+    search.clear()
+    search.send_keys("needle")
+    shown = browser.find_elements("css selector", ".sample .prompt")
+    assert [element.text for element in shown] == ["needle in a haystack"]
+    assert find("css selector", "#count").text == f"1 of {len(finished.prompts) - 1}"
+    search.clear()
+    search.send_keys("onerror")
+    (hostile,) = browser.find_elements("css selector", ".sample .prompt")
+    assert hostile.text == finished.prompts[0]
+    assert browser.execute_script("return document.querySelectorAll('main img').length") == 0
+    assert browser.title.startswith("Completions in")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
