@@ -4,11 +4,14 @@ import argparse
 import difflib
 from collections.abc import Iterable, Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from schemas.error import SetupError
 
-LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner")
+LOCAL_RUNNER = "FnApiRunner"
+"""What the others of ``_LOCAL`` stand for; those may download a runner and use that."""
+
+_LOCAL = ("directrunner", "switchingdirectrunner", "fnapirunner")
 
 LOCAL_THREADS = 4
 """Chunks in flight in a local run, so that the engine's slots stay full across chunk ends."""
@@ -19,22 +22,23 @@ def local_options() -> PipelineOptions:
     return PipelineOptions(complete([]))
 
 
-def complete(arguments: Sequence[str]) -> list[str]:
-    """The arguments with a runner: the one they name, or this machine's, with several threads.
+def runner_name(options: PipelineOptions) -> str | None:
+    """The runner to make a pipeline with: this machine's by its own name, None as options say."""
+    return LOCAL_RUNNER if _is_local(options.view_as(StandardOptions).runner) else None
 
-    ``DirectRunner`` may download another runner and run on that, so the one that it stands for is
-    named instead.
-    """
+
+def complete(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a runner: the one they name, or this machine's, with several threads."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--runner", default="DirectRunner")
     parser.add_argument("--direct_running_mode", default="multi_threading")
     parser.add_argument("--direct_num_workers", default=str(LOCAL_THREADS))
     given, others = parser.parse_known_args(list(arguments))
-    if given.runner not in LOCAL_RUNNERS:
+    if not _is_local(given.runner):
         return list(arguments)
     return [
         *others,
-        "--runner=FnApiRunner",
+        f"--runner={LOCAL_RUNNER}",
         f"--direct_running_mode={given.direct_running_mode}",
         f"--direct_num_workers={given.direct_num_workers}",
     ]
@@ -53,7 +57,7 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
     Raises:
       SetupError: an argument is not one of Beam's.
     """
-    if "--runner=FnApiRunner" not in arguments:
+    if f"--runner={LOCAL_RUNNER}" not in arguments:
         return
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in _subclasses(PipelineOptions):
@@ -65,6 +69,12 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see grok1 generate --help"
         raise SetupError(f"unknown argument {name}{hint}")
+
+
+def _is_local(runner: str | None) -> bool:
+    # As Beam reads the name: any case, the last word left out, or with its module before it.
+    name = (runner or "DirectRunner").rpartition(".")[2].lower()
+    return name in _LOCAL or f"{name}runner" in _LOCAL
 
 
 def _subclasses(kind: type[PipelineOptions]) -> list[type[PipelineOptions]]:

@@ -9,7 +9,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import plan
-from pipeline.beam_options import local_options
+from pipeline.beam_options import local_options, runner_name
 from pipeline.commit import Committed, commit
 from pipeline.elements import CompletionChunk, PromptChunk
 from pipeline.finalize import finalize
@@ -42,7 +42,8 @@ def build_pipeline(
 
 def wire(job: Job, beam_options: PipelineOptions | None = None) -> beam.Pipeline:
     """The pipeline of a job that ``prepare_job`` has checked."""
-    pipeline = beam.Pipeline(options=beam_options or local_options())
+    options = beam_options or local_options()
+    pipeline = beam.Pipeline(runner=runner_name(options), options=options)
     (
         pipeline
         | "ReadPrompts" >> ReadPrompts(job)

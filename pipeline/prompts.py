@@ -13,6 +13,7 @@ from pipeline.prepare import Job
 from schemas.error import ErrorCode, RowError
 from schemas.prompt import PromptRow, validate
 from schemas.sampling import SamplingParams
+from schemas.utf8 import readable
 
 
 def prepare_chunk(
@@ -105,7 +106,7 @@ def _row_uids(job: Job, chunk: Chunk, rows: pa.Table) -> tuple[str, ...]:
     """24 hex digits a row, which neither the file's place nor its other rows change."""
     keys = [f"{chunk.file.path}\0{chunk.first_row + i}" for i in range(rows.num_rows)]
     if job.options.unique_custom_id and job.roles.custom_id is not None:
-        ids = rows.column(job.roles.custom_id).to_pylist()
+        ids = readable(rows.column(job.roles.custom_id)).to_pylist()
         keys = [key if i is None else f"custom_id\0{i}" for key, i in zip(keys, ids, strict=True)]
     return tuple(
         hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=12).hexdigest()

@@ -79,13 +79,24 @@ factory: Callable[[EngineSettings], "Engine"] = load_engine
 
 _held: dict[EngineSettings, Held] = {}
 _lock = threading.Lock()
+_ended = threading.Event()
+
+
+class ShutDown(Exception):
+    """The process is about to end, and no engine is to be had any more."""
 
 
 def acquire(settings: EngineSettings) -> Held:
-    """The process's engine for these settings, loaded by whoever asks first."""
+    """The process's engine for these settings, loaded by whoever asks first.
+
+    Raises:
+      ShutDown: ``shut_down`` was called.
+    """
     with _lock:
-        if settings not in _held:
+        if settings not in _held and not _ended.is_set():
             _held[settings] = Held(factory(settings))
+        if _ended.is_set():  # perhaps while it loaded
+            raise ShutDown("this process is about to end")
         return _held[settings]
 
 
@@ -97,9 +108,21 @@ def discard(held: Held) -> None:
             held.engine.close()
 
 
+def shut_down() -> None:
+    """Abandons what the engines have under way, and loads no more: the process is about to end.
+
+    Whoever waits for an answer gets an exception. A load under way is not waited for.
+    """
+    _ended.set()
+    for held in list(_held.values()):
+        held.engine.close(abandon=True)
+
+
 @atexit.register
 def close_all() -> None:
     """Closes every engine; those asked for later are loaded anew."""
+    if _ended.is_set():
+        return
     with _lock:
         engines = [held.engine for held in _held.values()]
         _held.clear()

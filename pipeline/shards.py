@@ -146,6 +146,7 @@ def version_of(info: Mapping[str, Any]) -> str:
 
 
 def _find(pattern: str, root: str | None) -> list[Listed]:
+    pattern = files.absolute(pattern)
     fs, path = files.split(pattern)
     try:
         fs.invalidate_cache()

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from schemas.error import RowError, SetupError
 from schemas.prompt import Roles
+from schemas.utf8 import readable
 
 SCHEMA_VERSION = 1
 """Raised when a column that this project adds changes its name, type or meaning."""
@@ -185,24 +186,6 @@ class CompletionRows:
             is_logprobs = kind == _list_of(LOGPROB)
             arrays.append(_logprobs(values) if is_logprobs else pa.array(values, kind))
         return pa.Table.from_arrays(arrays, schema=output.schema)
-
-
-def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column with bytes that are no UTF-8 replaced by U+FFFD in its strings.
-
-    Parquet readers such as DuckDB refuse a whole file for one such value, so a bad row would harm
-    its neighbours after all. Strings inside lists and structs are left as they are.
-    """
-    kind = column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        return column
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        raw = column.cast(pa.large_binary()).to_pylist()
-        texts = [None if value is None else value.decode(errors="replace") for value in raw]
-        return pa.chunked_array([pa.array(texts, kind)])
-    return column
 
 
 def _logprobs(values: Sequence[Sequence[Logprob | None] | None]) -> pa.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -122,7 +123,7 @@ def _integer(
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidParameter(name, f"must be an integer, got {_short(value)}")
         if value < low or (high is not None and value > high):
-            raise InvalidParameter(name, f"must be {bounds}, got {value}")
+            raise InvalidParameter(name, f"must be {bounds}, got {_short(value)}")
         return value
 
     return check
@@ -135,7 +136,8 @@ def _number(low: float, high: float, open_low: bool = False) -> Callable[[str, A
     def check(name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidParameter(name, f"must be a number, got {_short(value)}")
-        if not math.isfinite(value) or value < low or value > high or (open_low and value == low):
+        within = low <= value <= min(high, sys.float_info.max)  # false for nan, too
+        if not within or (open_low and value == low):
             raise InvalidParameter(name, f"must be {bounds}, got {_short(value)}")
         return float(value)
 

@@ -80,6 +80,7 @@ class Engine:
         self._open: set[Ticket] = set()
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
+        self._abandoned = False
         self._busy_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="grok1-engine", daemon=True)
         self._thread.start()
@@ -205,8 +206,13 @@ class Engine:
             **versions(plan.mesh),
         }
 
-    def close(self) -> None:
-        """Answers what is under way, then ends the threads. Calling it again does nothing."""
+    def close(self, *, abandon: bool = False) -> None:
+        """Answers what is under way, then ends the threads. Calling it again does nothing.
+
+        Args:
+          abandon: answer nothing more: what is under way raises ``EngineClosed``.
+        """
+        self._abandoned |= abandon
         self._inbox.put(None)
         self._thread.join()
 
@@ -272,7 +278,7 @@ class Engine:
 
     def _serve(self) -> None:
         closing = False
-        while not (closing and self._loop.idle and self._inbox.empty()):
+        while not self._abandoned and not (closing and self._loop.idle and self._inbox.empty()):
             waiting = self._loop.idle and not closing
             try:
                 message = self._inbox.get(block=waiting)

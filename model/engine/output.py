@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 from model.engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
 from model.tokenizer import StreamDecoder, Tokenizer
+from schemas.error import ErrorCode, RowError
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -164,7 +165,7 @@ class Finisher:
                 sample.answered = True
                 self._stop(sample)
                 if not sample.ticket.future.done():
-                    sample.ticket.future.set_exception(error)
+                    sample.ticket.future.set_result(_failed(sample.ticket, error))
 
     def _handle(self, sample: Sample, tokens: int, end: End | None) -> None:
         if sample.answered:
@@ -219,6 +220,14 @@ class Finisher:
             self.requests += 1
             self.prompt_tokens += len(ticket.request.prompt_token_ids)
             ticket.future.set_result(_answer(ticket))
+
+
+def _failed(ticket: Ticket, error: Exception) -> RequestOutput:
+    message = f"decoding its tokens failed: {type(error).__name__}: {error}"
+    return RequestOutput(
+        prompt_token_ids=ticket.request.prompt_token_ids,
+        error=RowError(ErrorCode.ENGINE_FAILURE, message),
+    )
 
 
 def _answer(ticket: Ticket) -> RequestOutput:

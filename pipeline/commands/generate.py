@@ -50,6 +50,13 @@ def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     from pipeline.commands.run import generate
 
+    if beam_arguments:
+        # Only then: it imports Beam, and most faults of a set-up can be told before that.
+        from pipeline import beam_options
+
+        parser = argparse.ArgumentParser(add_help=False)
+        add_arguments(parser)
+        beam_options.check(beam_options.complete(beam_arguments), parser._option_string_actions)
     return generate(_options(given), list(beam_arguments), report=given.report, debug=given.debug)
 
 

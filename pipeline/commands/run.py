@@ -65,6 +65,11 @@ def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]
     arguments = beam_options.complete(beam_arguments)
     try:
         return run(job, PipelineOptions(arguments))
+    except KeyboardInterrupt:
+        from pipeline import registry
+
+        registry.shut_down()
+        raise
     except Exception as error:
         if debug:
             raise

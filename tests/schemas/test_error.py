@@ -1,0 +1,28 @@
+import dataclasses
+
+import pytest
+
+from schemas.error import REMEDIES, ErrorCode, RowError
+
+
+def test_every_code_has_its_remedy():
+    assert set(REMEDIES) == set(ErrorCode)
+    assert all(REMEDIES.values())
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_a_sentence_tells_fault_and_remedy(code):
+    sentence = RowError(code, "prompt is null", "prompt").sentence()
+    assert sentence.startswith("prompt is null (")
+    assert REMEDIES[code] in sentence
+
+
+def test_a_code_is_what_stands_in_the_column():
+    assert str(ErrorCode.PROMPT_MISSING) == "prompt_missing"
+    assert all(code == str(code) and " " not in code for code in ErrorCode)
+
+
+def test_an_error_cannot_be_changed():
+    error = RowError(ErrorCode.PROMPT_EMPTY, "prompt has no tokens")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        error.message = "another"

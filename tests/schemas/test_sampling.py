@@ -1,0 +1,137 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.error import ErrorCode
+from schemas.sampling import ALIASES, PARAM_NAMES, InvalidParameter, SamplingParams
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+    st.binary(max_size=4),
+    st.lists(st.integers() | st.text(max_size=3) | st.none(), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+
+
+def fault(**params) -> InvalidParameter:
+    with pytest.raises(InvalidParameter) as caught:
+        SamplingParams(**params)
+    return caught.value
+
+
+def test_defaults_are_vllms():
+    params = SamplingParams()
+    assert (params.n, params.temperature, params.top_p, params.max_tokens) == (1, 1.0, 1.0, 16)
+    assert params.top_k in (0, -1)
+    assert params.seed is None
+    assert params.logprobs is None
+    assert params.skip_special_tokens
+    assert not params.ignore_eos
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 0),
+        ("n", 1.5),
+        ("n", True),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        pytest.param("temperature", 10**400, id="temperature-huge"),
+        ("temperature", "hot"),
+        ("top_p", 0),
+        ("top_p", 1.01),
+        ("top_k", -2),
+        ("seed", 2**63),
+        ("stop", [""]),
+        ("stop", [7]),
+        ("stop", 7),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", "ab"),
+        ("stop_token_ids", [1.5]),
+        ("ignore_eos", 1),
+        ("max_tokens", 0),
+        ("max_tokens", math.inf),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
+        ("logprobs", 21),
+        ("prompt_logprobs", -1),
+        ("skip_special_tokens", None),
+    ],
+)
+def test_out_of_bounds(name, value):
+    found = fault(**{name: value})
+    assert found.param == name
+    assert str(found).startswith(f"{name} must ")
+    error = found.row_error()
+    assert (error.code, error.param) == (ErrorCode.INVALID_PARAMETER, name)
+
+
+def test_greedy_has_one_sample():
+    assert fault(temperature=0, n=2).param == "n"
+    assert SamplingParams(temperature=0).greedy
+    assert not SamplingParams(temperature=0.1).greedy
+
+
+def test_values_are_put_in_one_form():
+    assert SamplingParams(stop="\n").stop == ("\n",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams(max_tokens=5.0) == SamplingParams(max_tokens=5)
+    assert type(SamplingParams(temperature=1).temperature) is float
+    assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)
+
+
+def test_a_long_value_does_not_fill_the_message():
+    assert len(str(fault(temperature="x" * 10_000))) < 120
+
+
+@given(st.dictionaries(st.sampled_from(PARAM_NAMES), ANYTHING, max_size=4))
+def test_a_value_is_taken_or_refused_by_name(values):
+    try:
+        params = SamplingParams(**values)
+    except InvalidParameter as error:
+        assert error.param in PARAM_NAMES
+    else:
+        assert SamplingParams(**params.result_settings()) == params
+        json.dumps(params.result_settings(), allow_nan=False)
+        hash(params)
+
+
+@given(st.dictionaries(st.sampled_from([*PARAM_NAMES, *ALIASES]), ANYTHING, max_size=3))
+def test_an_override_is_the_same_as_setting_it(values):
+    default = SamplingParams(max_tokens=9, temperature=0.5)
+    settings = {"max_tokens": 9, "temperature": 0.5}
+    for name, value in values.items():
+        if value is not None:
+            settings[ALIASES.get(name, name)] = value
+    try:
+        want = SamplingParams(**settings)
+    except InvalidParameter as error:
+        with pytest.raises(InvalidParameter, match=rf"^{error.param} "):
+            default.override(values)
+    else:
+        assert default.override(values) == want
+
+
+def test_nulls_override_nothing():
+    params = SamplingParams(max_tokens=9)
+    assert params.override({"max_tokens": None, "seed": None}) is params
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(InvalidParameter, match="is no sampling parameter"):
+        SamplingParams().override({"warmth": 1})
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_aliases(alias, name):
+    value = {"stop": ["x"]}.get(name, 3)
+    assert SamplingParams().override({alias: value}) == SamplingParams(**{name: value})
