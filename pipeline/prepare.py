@@ -36,7 +36,7 @@ class Job:
 
     Attributes:
       options: what the user asked for.
-      run_id: names the run that owns the output folder.
+      run_id: names the run that owns the output folder; empty before one does.
       bases: the folders that input files lie below.
       input_schema: the schema that all files' rows are read into.
       roles: what its columns are for.
@@ -86,6 +86,29 @@ def prepare_job(options: GenerateOptions) -> Job:
     Raises:
       SetupError: one sentence with what is wrong, where, and what to do.
     """
+    job, planned, chunks = check_job(options)
+    run_id = _claim(job, planned)
+    folder = job.folder
+    with _writing(folder):
+        plan.write_plan(folder, planned, chunks)
+        present = folder.names()
+        done = sum(chunk.part_name in present for chunk in chunks)
+        if done < len(chunks) and SUCCESS in present:
+            folder.remove([SUCCESS, MANIFEST, MANIFEST_PARTS])
+    return dataclasses.replace(job, run_id=run_id, done=done)
+
+
+def check_job(
+    options: GenerateOptions,
+) -> tuple[Job, list[plan.PlannedFile], list[plan.Chunk]]:
+    """Checks all of a set-up but its output folder, and writes nothing.
+
+    Returns:
+      The job, not yet any run's; the input's files; its chunks.
+
+    Raises:
+      SetupError: one sentence with what is wrong, where, and what to do.
+    """
     shards_ = shards.read_footers(shards.list_inputs(options.input, options.input_root))
     schema = shards.unify(shards_)
     roles = resolve(schema, options.columns, options.shown_input)
@@ -113,23 +136,14 @@ def prepare_job(options: GenerateOptions) -> Job:
     identity = plan.fingerprint(settings, str(schema), str(output.schema), digits=32)
     bases, planned, chunks = plan.make_plan(shards_, roles, options, identity)
     settings |= {"limit": options.limit, "chunk_rows": options.chunk_rows}
-    tokenizer_url = options.tokenizer or checkpoint.tokenizer_url if tokenizer else None
-    run_id = _claim(options, settings, planned, tokenizer_url)
-    folder = Folder(options.output)
-    with _writing(folder):
-        plan.write_plan(folder, planned, chunks)
-        present = folder.names()
-        done = sum(chunk.part_name in present for chunk in chunks)
-        if done < len(chunks) and SUCCESS in present:
-            folder.remove([SUCCESS, MANIFEST, MANIFEST_PARTS])
-    return Job(
+    job = Job(
         options=options,
-        run_id=run_id,
+        run_id="",
         bases=tuple(bases),
         input_schema=schema,
         roles=roles,
         output=output,
-        tokenizer=tokenizer_url,
+        tokenizer=options.tokenizer or checkpoint.tokenizer_url if tokenizer else None,
         engine=dataclasses.replace(options.engine, max_context=max_context),
         vocab_size=checkpoint.config.vocab_size,
         settings=settings,
@@ -137,8 +151,9 @@ def prepare_job(options: GenerateOptions) -> Job:
         files=len(planned),
         rows=sum(chunk.rows for chunk in chunks),
         chunks=len(chunks),
-        done=done,
+        done=0,
     )
+    return job, planned, chunks
 
 
 def _tokenizer(options: GenerateOptions, roles: Roles, checkpoint: Checkpoint) -> Tokenizer | None:
@@ -164,28 +179,23 @@ def _tokenizer(options: GenerateOptions, roles: Roles, checkpoint: Checkpoint) -
     return None
 
 
-def _claim(
-    options: GenerateOptions,
-    settings: dict[str, Any],
-    planned: Sequence[plan.PlannedFile],
-    tokenizer: str | None,
-) -> str:
+def _claim(job: Job, planned: Sequence[plan.PlannedFile]) -> str:
     """Makes the output folder this job's own, or finds that it is already; returns the run id."""
-    folder = Folder(options.output)
-    job = {
+    options, folder, settings = job.options, job.folder, job.settings
+    record = {
         "format": _FORMAT,
         "run_id": uuid.uuid4().hex,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": settings,
         "checkpoint": files.redact(options.checkpoint),
-        "tokenizer": None if tokenizer is None else files.redact(tokenizer),
+        "tokenizer": None if job.tokenizer is None else files.redact(job.tokenizer),
         "input": {
             "files": len(planned),
             "rows": sum(file.rows for file in planned),
             "digest": plan.fingerprint([(f.path, f.size, f.footer) for f in planned], digits=32),
         },
     }
-    data = (json.dumps(job, indent=1) + "\n").encode()
+    data = (json.dumps(record, indent=1) + "\n").encode()
     with _writing(folder):
         names = folder.names()
         foreign = sorted(n for n in names if not plan.is_part(n) and not n.startswith(("_", ".")))
@@ -198,7 +208,7 @@ def _claim(
             # The new owner first: from here on, a straggler of the old run commits nothing.
             folder.replace(JOB, data)
             folder.remove([SUCCESS, MANIFEST, MANIFEST_PARTS, *filter(plan.is_part, names)])
-            return str(job["run_id"])
+            return str(record["run_id"])
         if JOB not in names:
             if parts := list(filter(plan.is_part, names)):
                 raise SetupError(
@@ -206,11 +216,13 @@ def _claim(
                     "run's; choose another --output folder, or discard them with --overwrite"
                 )
             if folder.create(JOB, data):
-                return str(job["run_id"])
-        return _same_run(folder, job, planned)
+                return str(record["run_id"])
+        return _same_run(folder, record, planned)
 
 
-def _same_run(folder: Folder, job: Mapping[str, Any], planned: Sequence[plan.PlannedFile]) -> str:
+def _same_run(
+    folder: Folder, record: Mapping[str, Any], planned: Sequence[plan.PlannedFile]
+) -> str:
     remedy = "choose another --output folder, or start anew with --overwrite"
     try:
         there = json.loads(folder.read(JOB) or b"")
@@ -221,7 +233,7 @@ def _same_run(folder: Folder, job: Mapping[str, Any], planned: Sequence[plan.Pla
         raise SetupError(
             f"{_shown(folder)}/{JOB} was not written by this version; {remedy}"
         ) from None
-    new = json.loads(json.dumps(job["settings"]))
+    new = json.loads(json.dumps(record["settings"]))
     differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if differ:
         more = f", and {len(differ) - 1} more settings differ" if len(differ) > 1 else ""
@@ -229,7 +241,7 @@ def _same_run(folder: Folder, job: Mapping[str, Any], planned: Sequence[plan.Pla
             f"{_shown(folder)} holds a run with another {differ[0]}: {_told(old.get(differ[0]))} "
             f"there, {_told(new.get(differ[0]))} now{more}; {remedy}"
         )
-    if old_input["digest"] != job["input"]["digest"]:
+    if old_input["digest"] != record["input"]["digest"]:
         raise SetupError(
             f"{_shown(folder)} holds a run over another input: "
             f"{_difference(plan.read_files(folder), planned)}; {remedy}"
