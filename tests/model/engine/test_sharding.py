@@ -1,0 +1,122 @@
+"""The same answers however many devices share the work, and no more exchanges than it takes."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from model import hlo
+from schemas.sampling import MAX_LOGPROBS, SamplingParams
+from tests.model.engine.conftest import greedy, truth
+
+SIZES = {"slots": 8, "prefill_rows": 64}
+ORDERED = {"all-to-all": 2, "all-gather": 2}
+PSUM = {"reduce-scatter": 2, "all-gather": 2}
+
+
+def on_virtual_devices(*options: dict) -> list[dict]:
+    """What engines of these options say, in a process with 16 CPU devices."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.model.engine.sharded", json.dumps([*options])],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parents[3],
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return json.loads(ran.stdout)
+
+
+@pytest.fixture(scope="module")
+def alone(engines):
+    """The answers of one device."""
+    engine = engines(numerics="float32")
+    scored = engine.generate(
+        truth("exact").sequences, SamplingParams(max_tokens=1, prompt_logprobs=MAX_LOGPROBS)
+    )
+    completed = engine.generate(
+        [row["prompt"] for row in greedy("greedy_exact")],
+        SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),
+    )
+    logprobs = [[t.logprob, *t.top_logprobs] for o in scored for t in o.prompt_logprobs[1:]]
+    return np.array(logprobs), [list(o.outputs[0].token_ids) for o in completed]
+
+
+def assert_same(answer: dict, alone: tuple, devices: int, collectives: str) -> None:
+    logprobs, tokens = alone
+    np.testing.assert_allclose(answer["logprobs"], logprobs, rtol=1e-4, atol=1e-4)
+    assert answer["greedy"] == tokens
+    assert answer["provenance"]["devices"] == str(devices)
+    assert answer["provenance"]["collectives"] == collectives
+
+
+def test_eight_devices_answer_as_one(alone):
+    [eight] = on_virtual_devices({**SIZES, "numerics": "float32", "devices": 8})
+    assert_same(eight, alone, 8, "ordered")
+    assert eight["per_layer"] == ORDERED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_fewer_devices_answer_as_one(alone, devices):
+    [answer] = on_virtual_devices({**SIZES, "numerics": "float32", "devices": devices})
+    assert_same(answer, alone, devices, "ordered")
+    assert answer["per_layer"] == (ORDERED if devices > 1 else {})
+
+
+@pytest.mark.slow
+def test_sums_in_any_order_answer_as_one(alone):
+    [answer] = on_virtual_devices(
+        {**SIZES, "numerics": "float32", "devices": 8, "collectives": "psum"}
+    )
+    assert_same(answer, alone, 8, "psum")
+    assert answer["per_layer"] == PSUM
+
+
+PROGRAM = """\
+HloModule step
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %g = f32[8]{0} all-gather-start(%x), dimensions={0}
+  %d = f32[8]{0} all-gather-done(%g)
+  ROOT %t = (s32[], f32[8]) tuple(%i, %d)
+}
+
+%layer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = f32[8]{0} all-to-all(%x), dimensions={0}
+  %c = f32[8]{0} conditional(%b, %x, %x), branch_computations={%yes, %no}
+  ROOT %t = (s32[], f32[8]) tuple(%i, %c)
+}
+
+%yes (x: f32[8]) -> f32[8] {
+  ROOT %r = f32[8]{0} all-reduce(%x), to_apply=%sum
+}
+
+%no (x: f32[8]) -> f32[8] {
+  ROOT %x = f32[8]{0} parameter(0)
+}
+
+%rounds (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %w = (s32[], f32[8]) while(%p), condition=%always, body=%layer
+  %s = f32[8]{0} reduce-scatter(%x), to_apply=%sum
+  ROOT %t = (s32[], f32[8]) tuple(%i, %s)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %k = (s32[], f32[8]) while(%x), condition=%always, body=%rounds
+  ROOT %r = f32[8]{0} get-tuple-element(%k), index=1
+}
+"""
+
+
+def test_exchanges_are_counted_in_the_loop_over_layers():
+    assert hlo.layer_collectives(PROGRAM) == {"all-to-all": 1, "all-reduce": 1}
+    everything = {"all-to-all": 1, "all-reduce": 1, "reduce-scatter": 1, "all-gather": 1}
+    assert hlo.collectives(PROGRAM) == everything
+    assert not hlo.layer_collectives("ENTRY %main (x: f32[8]) -> f32[8] {\n}\n")
