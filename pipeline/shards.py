@@ -1,6 +1,7 @@
 """The input: which Parquet files it is made of, what their footers say, and their one schema."""
 
 import dataclasses
+import datetime
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -142,7 +143,9 @@ def unify(shards: Sequence[Shard]) -> pa.Schema:
 
 def version_of(info: Mapping[str, Any]) -> str:
     """What tells whether a file changed: its ETag, generation or time of change, by its store."""
-    return next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+    value = next((info[key] for key in _VERSION_KEYS if info.get(key)), "")
+    # Some stores tell one time as a number in a listing, and as a date when asked for the file.
+    return str(value.timestamp() if isinstance(value, datetime.datetime) else value)
 
 
 def _find(pattern: str, root: str | None) -> list[Listed]:
@@ -176,7 +179,7 @@ def _find(pattern: str, root: str | None) -> list[Listed]:
                 base=base,
                 name=name,
                 path=name if root is None else _below(root, key),
-                size=info["size"],
+                size=fs.size(key) if info["size"] is None else info["size"],
                 version=version_of(info),
             )
         )

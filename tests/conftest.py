@@ -1,5 +1,33 @@
+import pathlib
+
 import hypothesis
+import pytest
+
+from model.checkpoint.synth_tokenizer import synthesize_tokenizer
+from model.tokenizer import Tokenizer
 
 # A compile or a busy machine may make one example slow; that is no failure.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    """The folder of a small checkpoint in the release's layout, with numbers to test against."""
+    return str(pathlib.Path(__file__).parent / "data" / "grok1-tiny")
+
+
+@pytest.fixture(scope="session")
+def trained() -> Tokenizer:
+    """A tokenizer of the release's kind with 1024 pieces."""
+    return Tokenizer(synthesize_tokenizer(1024))
+
+
+@pytest.fixture(scope="session")
+def talking(tiny: str, trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of the same small checkpoint, with a tokenizer of its vocabulary's size."""
+    folder = tmp_path_factory.mktemp("talking")
+    (folder / "ckpt-0").symlink_to(pathlib.Path(tiny, "ckpt-0"))
+    (folder / "config.json").write_bytes(pathlib.Path(tiny, "config.json").read_bytes())
+    (folder / "tokenizer.model").write_bytes(trained.model)
+    return str(folder)

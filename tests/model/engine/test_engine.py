@@ -14,14 +14,10 @@ PROMPTS = [row["prompt"] for row in greedy("greedy_exact")]
 
 
 @pytest.fixture(scope="module")
-def engine(trained, tmp_path_factory):
+def engine(talking):
     """An engine that can speak: the golden model with a tokenizer of its size."""
-    folder = tmp_path_factory.mktemp("talking")
-    (folder / "ckpt-0").symlink_to(GOLDEN / "ckpt-0")
-    (folder / "config.json").write_text((GOLDEN / "config.json").read_text())
-    (folder / "tokenizer.model").write_bytes(trained.model)
     options = EngineOptions(numerics="float32", slots=8, prefill_rows=64)
-    with Engine.from_checkpoint(str(folder), options=options) as engine:
+    with Engine.from_checkpoint(talking, options=options) as engine:
         yield engine
 
 

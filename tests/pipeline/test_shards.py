@@ -1,0 +1,174 @@
+import pathlib
+import uuid
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.shards import list_inputs, read_footers, unify
+from schemas.error import SetupError
+from tests.jobs import write
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Four files with rows, and some that no dataset reader would take."""
+    for name in ("a.parquet", "deep/b.parquet", "deep/er/c.pq", "x[1].parquet"):
+        write(tmp_path / name, {"prompt": [name]})
+    for name in ("_manifest.parquet", "_plan/files.parquet", ".hidden.parquet"):
+        write(tmp_path / name, {"other": [1]})
+    (tmp_path / "notes.txt").write_text("not for this")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(*inputs, root=None):
+    return [file.path for file in list_inputs([str(i) for i in inputs], root)]
+
+
+def refused(*inputs, root=None) -> str:
+    with pytest.raises(SetupError) as caught:
+        names(*inputs, root=root)
+    return str(caught.value)
+
+
+def test_a_folder_stands_for_its_parquet_files(tree):
+    assert names(tree) == ["a.parquet", "deep/b.parquet", "deep/er/c.pq", "x[1].parquet"]
+    assert names(f"{tree}/") == names(tree)
+
+
+def test_globs(tree):
+    assert names(tree / "*.parquet") == ["a.parquet", "x[1].parquet"]
+    assert names(tree / "**" / "*.parquet") == ["a.parquet", "deep/b.parquet", "x[1].parquet"]
+    assert names(tree / "deep" / "?.parquet") == ["b.parquet"]
+
+
+def test_a_file_named_outright_is_taken_whatever_its_name(tree):
+    assert names(tree / "_manifest.parquet") == ["_manifest.parquet"]
+    assert names(tree / "x[1].parquet") == ["x[1].parquet"]
+    assert names(tree / "notes.txt") == ["notes.txt"]
+
+
+def test_a_file_named_twice_is_one(tree):
+    assert names("a.parquet", "*.parquet", tree / "a.parquet", ".") == names(tree)
+
+
+def test_relative_paths_outlive_a_change_of_folder(tree, monkeypatch):
+    [file] = list_inputs(["a.parquet"])
+    monkeypatch.chdir("/")
+    assert pathlib.Path(file.url) == tree / "a.parquet"
+
+
+def test_ids_come_from_the_path_below_the_input_or_the_root(tree):
+    assert names(tree / "deep" / "b.parquet") == ["b.parquet"]
+    assert names(tree / "deep" / "b.parquet", root=str(tree)) == ["deep/b.parquet"]
+    assert names(tree / "deep" / "b.parquet", root="deep") == ["b.parquet"]
+
+
+def test_two_files_of_one_name(tree):
+    write(tree / "a" / "b.parquet", {"prompt": ["x"]})
+    sentence = refused("a", "deep/b.parquet")
+    assert "are both 'b.parquet'" in sentence
+    assert "--input-root" in sentence
+    assert names("a", "deep/b.parquet", root=".") == ["a/b.parquet", "deep/b.parquet"]
+
+
+def test_a_root_that_is_not_above(tree):
+    assert "does not lie below --input-root" in refused("a.parquet", root=str(tree / "deep"))
+
+
+def test_nothing_matches(tree):
+    for pattern in ("none", "*.csv", "gone/*.parquet"):
+        assert refused(tree / pattern).startswith(f"no input file matches {tree / pattern};")
+
+
+def test_an_unknown_store_is_told(tree):
+    assert "nosuch" in refused("nosuch://bucket/*.parquet")
+
+
+def test_urls():
+    base = f"memory://{uuid.uuid4().hex}"
+    for name in ("p/a.parquet", "p/q/b.parquet"):
+        with fsspec.open(f"{base}/{name}", "wb") as file:
+            pq.write_table(pa.table({"prompt": ["x"]}), file)
+    assert names(base) == ["p/a.parquet", "p/q/b.parquet"]
+    assert names(f"{base}/p/*.parquet") == ["a.parquet"]
+    [file] = list_inputs([f"{base}/p/*.parquet"])
+    assert file.url == f"{base}/p/a.parquet"
+    assert read_footers([file])[0].metadata.num_rows == 1
+
+
+def test_a_changed_file_has_another_footer(tmp_path):
+    def footer():
+        return read_footers(list_inputs([str(tmp_path)]))[0].footer
+
+    write(tmp_path / "a.parquet", {"prompt": ["x"]})
+    one = footer()
+    write(tmp_path / "a.parquet", {"prompt": ["x"]})
+    assert footer() == one
+    write(tmp_path / "a.parquet", {"prompt": ["y"]})
+    assert footer() != one
+
+
+def test_a_footer_larger_than_the_first_read(tmp_path):
+    wide = {f"column_{i:04d}": ["x" * 50] for i in range(1500)}
+    path = pathlib.Path(write(tmp_path / "a.parquet", wide))
+    [shard] = read_footers(list_inputs([str(path)]))
+    assert len(shard.metadata.schema) == 1500
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "it has 0 bytes"),
+        (b"PAR1 but a text file, longer than twelve", "does not end as one"),
+        (b"PAR1" + bytes(20) + b"\xff\xff\xff\x7fPAR1", "its footer is cut short"),
+        (b"PAR1" + bytes(20) + b"\x08\0\0\0PAR1", "is no readable Parquet file"),
+        (b"PAR1" + bytes(20) + b"\x08\0\0\0PARE", "its footer is encrypted"),
+    ],
+)
+def test_a_file_that_is_no_parquet(tmp_path, data, told):
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(SetupError) as caught:
+        read_footers(list_inputs([str(tmp_path)]))
+    assert str(tmp_path / "a.parquet") in str(caught.value)
+    assert told in str(caught.value)
+
+
+def schema_of(tmp_path, *tables) -> pa.Schema:
+    for i, table in enumerate(tables):
+        write(tmp_path / f"{i}.parquet", table)
+    return unify(read_footers(list_inputs([str(tmp_path)])))
+
+
+def test_types_widen_without_loss(tmp_path):
+    schema = schema_of(
+        tmp_path,
+        {"prompt": pa.array(["a"]), "x": pa.array([1], pa.int32())},
+        {"prompt": pa.array(["b"], pa.large_string()), "x": pa.array([1], pa.int64())},
+        {"prompt": pa.array([None], pa.null()), "y": pa.array([True])},
+    )
+    assert schema.field("prompt").type == pa.large_string()
+    assert schema.field("x").type == pa.int64()
+    assert schema.field("y").type == pa.bool_()
+
+
+def test_dictionaries_meet_plain_strings(tmp_path):
+    words = pa.array(["a", "b"])
+    schema = schema_of(tmp_path, {"prompt": words.dictionary_encode()}, {"prompt": words})
+    assert schema.field("prompt").type == pa.string()
+
+
+def test_types_that_cannot_be_merged(tmp_path):
+    with pytest.raises(SetupError) as caught:
+        schema_of(tmp_path, {"prompt": ["a"], "x": [1]}, {"prompt": ["b"], "x": ["one"]})
+    sentence = str(caught.value)
+    assert f"column 'x' is string in {tmp_path / '1.parquet'}, but int64" in sentence
+    assert "cast one" in sentence
+
+
+def test_two_columns_of_one_name(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["prompt", "prompt"])
+    with pytest.raises(SetupError, match="has two columns named 'prompt'; rename one"):
+        schema_of(tmp_path, table)
