@@ -4,28 +4,31 @@ import numpy as np
 
 from model.attention import Queries
 from model.engine.programs import empty_prompts, no_asks
-from model.engine.scheduler import Segment
 from model.engine.score import Asks
+from model.engine.sequence import Segment
 from model.engine.shapes import Shapes
 from model.transformer import TokenRows
 
 
 def pack(segments: list[Segment], shapes: Shapes) -> tuple[TokenRows, Queries]:
-    """Lays segments end to end over token rows, and one to a block of queries."""
+    """Lays segments end to end over token rows, and one to a block of queries.
+
+    A token's lane in its block goes by its position, wherever its segment begins.
+    """
     rows, queries = empty_prompts(shapes)
     size = shapes.block_size
     used = last_block = 0
     for block, segment in enumerate(segments):
-        count = segment.stop - segment.start
-        span, lane = slice(used, used + count), slice(0, count)
-        positions = np.arange(segment.start, segment.stop, dtype=np.int32)
-        rows.tokens[span] = segment.prompt.request.prompt_token_ids[segment.start : segment.stop]
+        count, first = len(segment.tokens), segment.start % size
+        span, lane = slice(used, used + count), slice(first, first + count)
+        positions = segment.start + np.arange(count, dtype=np.int32)
+        rows.tokens[span] = segment.tokens
         rows.positions[span] = positions
         rows.place.page[span] = segment.pages[-1]
         rows.place.offset[span] = positions % size
         rows.live[span] = True
         queries.rows[block, lane] = np.arange(used, used + count)
-        queries.inverse[span] = block * size + np.arange(count)
+        queries.inverse[span] = block * size + positions % size
         queries.positions[block, lane] = positions
         queries.pages[block, : len(segment.pages)] = segment.pages
         used += count
@@ -37,14 +40,16 @@ def pack(segments: list[Segment], shapes: Shapes) -> tuple[TokenRows, Queries]:
 
 
 def ask(segments: list[Segment], shapes: Shapes) -> Asks:
-    """What the model thinks of the token after each row that ``pack`` lays out."""
+    """What segments ask about the rows that ``pack`` lays out, in order."""
     asks = no_asks(shapes)
-    used = 0
+    row = used = 0
     for segment in segments:
-        request = segment.prompt.request
-        span = slice(used, used + segment.stop - segment.start)
-        asks.rows[span] = np.arange(span.start, span.stop)
-        asks.targets[span] = request.prompt_token_ids[segment.start + 1 : segment.stop + 1]
-        asks.wanted[span] = request.params.prompt_logprobs or 0
+        span = slice(used, used + len(segment.asks))
+        if segment.asks:
+            positions, targets, _ = np.transpose(segment.asks)
+            asks.rows[span] = row + positions - segment.start
+            asks.targets[span] = targets
+            asks.wanted[span] = segment.prompt.request.logprobs_wanted
+        row += len(segment.tokens)
         used = span.stop
     return Asks(asks.rows, asks.targets, asks.wanted, np.int32(-(-used // shapes.score_tile_rows)))

@@ -4,34 +4,29 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from model.checkpoint.source import Checkpoint, open_checkpoint
+from model import evaluation
 from model.config import Grok1Config
 from model.engine.cache import shared_prefix_tokens
+from model.engine.load import Progress, load
 from model.engine.loop import Loop
-from model.engine.machine import describe_machine, versions
+from model.engine.machine import versions
 from model.engine.options import EngineOptions, EngineStats
 from model.engine.output import Finisher, Sample, Ticket, open_ticket
 from model.engine.programs import CompiledSteps, Plan, abstract_cache
 from model.engine.request import Request, RequestOutput
-from model.engine.shapes import choose_shapes
+from model.engine.scoring import ScoreOutput, ScoreRequest, ScoreTicket, fault, open_score_ticket
 from model.engine.state import empty_slots
-from model.layout import Layout, abstract_params, choose_layout, load_params
-from model.numerics import MODES
-from model.sharding import make_mesh
+from model.layout import Layout
 from model.tokenizer import Tokenizer
 from model.transformer import Params
 from schemas.error import ErrorCode, RowError, SetupError
 from schemas.sampling import SamplingParams
-
-Progress = Callable[[str, float, float], None]
-"""Told of a phase (``loading``, ``compiling``), how much of it is done, and of how much."""
 
 
 class EngineClosed(RuntimeError):
@@ -48,6 +43,7 @@ class Engine:
       config: the model.
       tokenizer: None if the checkpoint has none and none was given.
       max_context: most tokens of a prompt and its completion.
+      max_continuations: most continuations of one request to score.
     """
 
     def __init__(
@@ -62,6 +58,7 @@ class Engine:
         self.config: Grok1Config = plan.config
         self.tokenizer = tokenizer
         self.max_context = plan.shapes.max_context
+        self.max_continuations = plan.shapes.prefill_rows
         self._plan = plan
         self._load_seconds = load_seconds
         self._compiled = compiled
@@ -75,9 +72,9 @@ class Engine:
         self._loop = Loop(
             compiled, params, cache, state, plan.shapes, plan.config.eos_token, plan.mesh.size
         )
-        self._inbox: queue.SimpleQueue[Ticket | Sample | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Ticket | ScoreTicket | Sample | None] = queue.SimpleQueue()
         self._finisher = self._loop.finisher = Finisher(tokenizer, self._inbox.put)
-        self._open: set[Ticket] = set()
+        self._open: set[Ticket | ScoreTicket] = set()
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
         self._abandoned = False
@@ -109,29 +106,7 @@ class Engine:
         Raises:
           SetupError: checkpoint, tokenizer, options and devices do not go together.
         """
-        options = options or EngineOptions()
-        checkpoint = open_checkpoint(url)
-        checkpoint.verify()
-        vocabulary = _load_tokenizer(tokenizer or checkpoint.tokenizer_url, checkpoint.config)
-        mesh = make_mesh(options.devices, checkpoint.config, list(devices or jax.devices()))
-        numerics = MODES[options.numerics]
-        layout = layout or choose_layout(mesh.devices.flat[0].platform, numerics)
-        weights = abstract_params(checkpoint.config, mesh, numerics, layout)
-        sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights)]
-        shapes = choose_shapes(checkpoint.config, options, describe_machine(mesh, sum(sizes)))
-        plan = Plan(
-            checkpoint.config, numerics, layout, shapes, mesh, options.collectives == "ordered"
-        )
-        compiled = CompiledSteps(plan)
-        with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
-            compiling = pool.submit(
-                compiled.prepare, lambda done, total: progress("compiling", done, total)
-            )
-            started = time.perf_counter()
-            params = _load(checkpoint, plan, mesh, progress)
-            load_seconds = time.perf_counter() - started
-            compiling.result()
-        return cls(params, plan, compiled, vocabulary, load_seconds)
+        return cls(*load(url, tokenizer, options or EngineOptions(), layout, devices, progress))
 
     def submit(self, request: Request) -> Future[RequestOutput]:
         """Queues a request; a fault of the request is its answer's ``error``.
@@ -149,6 +124,44 @@ class Engine:
         )
         cached = dict(zip(map(id, shareable), shared, strict=True))
         return [self._submit(open_ticket(r, cached.get(id(r), 0))) for r in requests]
+
+    def submit_scores(self, requests: Sequence[ScoreRequest]) -> list[Future[ScoreOutput]]:
+        """Queues requests to score, those with like contexts together; answers in their order.
+
+        Raises:
+          EngineClosed: it takes no more.
+        """
+        tickets = [open_score_ticket(request) for request in requests]
+        for ticket in sorted(tickets, key=lambda ticket: ticket.request.context_token_ids):
+            if error := self.score_fault(ticket.request):
+                ticket.future.set_result(ScoreOutput(request=ticket.request, error=error))
+            else:
+                self._enqueue(ticket)
+        return [ticket.future for ticket in tickets]
+
+    def score_fault(self, request: ScoreRequest) -> RowError | None:
+        """Why a request cannot be scored, or None."""
+        return fault(request, self.config.vocab_size, self._plan.shapes)
+
+    def score(
+        self, pairs: Sequence[tuple[str, str] | tuple[Sequence[int], Sequence[int]]]
+    ) -> list[ScoreOutput]:
+        """Log-likelihoods of continuations after their contexts, by lm-evaluation-harness's rules.
+
+        For whole documents see ``evaluation.score_documents``.
+
+        Args:
+          pairs: context and continuation, both as text or both as token ids; an empty text as
+            context stands for the prefix token.
+
+        Returns:
+          One answer a pair, in order, whose ``scores`` has one entry unless it is an ``error``.
+
+        Raises:
+          SetupError: text without a tokenizer.
+          EngineClosed: the devices failed.
+        """
+        return evaluation.score_pairs(self, pairs)
 
     def generate(
         self,
@@ -175,11 +188,23 @@ class Engine:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         requests = [
             Request(
-                prompt_token_ids=tuple(self._encode(prompt)), params=p, address=f"{run_seed}/{i}"
+                prompt_token_ids=tuple(self.encode(prompt)), params=p, address=f"{run_seed}/{i}"
             )
             for i, (prompt, p) in enumerate(zip(prompts, each, strict=True))
         ]
         return [future.result() for future in self.submit_all(requests)]
+
+    def encode(self, text: str | Sequence[int]) -> Sequence[int]:
+        """Token ids of a text; token ids are left alone.
+
+        Raises:
+          SetupError: text without a tokenizer.
+        """
+        if not isinstance(text, str):
+            return text
+        if self.tokenizer is None:
+            raise SetupError("text needs a tokenizer: give one, or token ids")
+        return self.tokenizer.encode(text)
 
     def stats(self) -> EngineStats:
         """Counters since the engine was made."""
@@ -222,25 +247,21 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
-        if not isinstance(prompt, str):
-            return prompt
-        if self.tokenizer is None:
-            raise SetupError("text prompts need a tokenizer: give one, or token ids")
-        return self.tokenizer.encode(prompt)
-
     def _submit(self, ticket: Ticket) -> Future[RequestOutput]:
         if error := self._fault(ticket.request):
             output = RequestOutput(prompt_token_ids=ticket.request.prompt_token_ids, error=error)
             ticket.future.set_result(output)
-            return ticket.future
+        else:
+            self._enqueue(ticket)
+        return ticket.future
+
+    def _enqueue(self, ticket: Ticket | ScoreTicket) -> None:
         with self._lock:
             if self._failure is not None:
                 raise EngineClosed("the engine takes no more requests") from self._failure
             self._open.add(ticket)
         ticket.future.add_done_callback(lambda _: self._open.discard(ticket))
         self._inbox.put(ticket)
-        return ticket.future
 
     def _fault(self, request: Request) -> RowError | None:
         """Why a request cannot be run, or None."""
@@ -295,23 +316,3 @@ class Engine:
             started = time.perf_counter()
             self._loop.turn()
             self._busy_seconds += time.perf_counter() - started
-
-
-def _load_tokenizer(url: str | None, config: Grok1Config) -> Tokenizer | None:
-    if url is None:
-        return None
-    tokenizer = Tokenizer.load(url)
-    tokenizer.check_against(config)
-    return tokenizer
-
-
-def _load(checkpoint: Checkpoint, plan: Plan, mesh: Mesh, progress: Progress) -> Params:
-    done = 0
-
-    def placed(size: int) -> None:
-        nonlocal done
-        done += size
-        progress("loading", done, checkpoint.nbytes)
-
-    params = load_params(checkpoint.read, plan.config, mesh, plan.numerics, plan.layout, placed)
-    return jax.block_until_ready(params)

@@ -19,8 +19,10 @@ from model.engine.cache import PagePool
 from model.engine.output import End, Finisher, Sample, Ticket
 from model.engine.request import TokenLogprob
 from model.engine.sampler import Draws
-from model.engine.scheduler import Admission, Scheduler, Segment, Sequence
+from model.engine.scheduler import Scheduler
 from model.engine.score import Scores
+from model.engine.scoring import ScoreTicket
+from model.engine.sequence import Admission, Segment, Sequence
 from model.engine.shapes import Shapes
 from model.engine.state import STOP_IDS, SlotState, empty_slots
 from model.engine.step import Rounds
@@ -35,6 +37,7 @@ class Counters:
     """What a loop has done; see ``EngineStats``."""
 
     prefilled_tokens: int = 0
+    scored_tokens: int = 0
     decode_rows: int = 0
     decode_rows_used: int = 0
     decode_rows_waiting: int = 0
@@ -93,11 +96,14 @@ class Loop:
     def turn(self) -> None:
         """Dispatches what there is to run, then collects the oldest results."""
         self.scheduler.admit()
+        before = len(self._in_flight)
         admissions = self._prefill()
         if admissions or self._stopped:
             self._edit(admissions)
-        decoded = bool(self._sequences) and self._decode()
-        while self._in_flight and (len(self._in_flight) >= IN_FLIGHT or not decoded):
+        if self._sequences:
+            self._decode()
+        busy = len(self._in_flight) > before
+        while self._in_flight and (len(self._in_flight) >= IN_FLIGHT or not busy):
             self._collect(self._in_flight.popleft())
 
     def _prefill(self) -> list[Admission]:
@@ -108,16 +114,17 @@ class Loop:
             decoding = len(self._sequences) + len(admissions)
             if decoding >= shapes.rows and scheduler.tokens_to_compute < shapes.prefill_rows:
                 break
-            segments, ready = scheduler.plan(shapes.prefill_rows, shapes.prefill_blocks)
-            admissions += ready
-            if segments:
-                self._dispatch_prefill(segments)
+            round_ = scheduler.plan(shapes.prefill_rows, shapes.prefill_blocks)
+            admissions += round_.admissions
+            self._copy(round_.copies)
+            if round_.segments:
+                self._dispatch_prefill(round_.segments)
         return admissions
 
     def _dispatch_prefill(self, segments: list[Segment]) -> None:
         rows, queries = pack(segments, self._shapes)
         self.counters.prefilled_tokens += int(rows.live.sum())
-        if not segments[0].prompt.private:
+        if not segments[0].prompt.scored:
             self._cache = self._steps["prefill"](self._params, self._cache, rows, queries)
             return
         self._cache, scores = self._steps["score"](
@@ -125,13 +132,15 @@ class Loop:
         )
         self._in_flight.append(_Scored(scores, segments))
 
-    def _edit(self, admissions: list[Admission]) -> None:
-        copies = [a.copy for a in admissions if a.copy is not None]
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
         for start in range(0, len(copies), self._shapes.rows):
             pairs = np.zeros((2, self._shapes.rows), np.int32)
             some = copies[start : start + self._shapes.rows]
             pairs[:, : len(some)] = np.transpose(some)
             self._cache = self._steps["copy_pages"](self._cache, *pairs)
+
+    def _edit(self, admissions: list[Admission]) -> None:
+        self._copy([a.copy for a in admissions if a.copy is not None])
         changed = np.zeros(self._shapes.slots, bool)
         changed[list(self._stopped)] = True
         self._stopped.clear()
@@ -147,13 +156,12 @@ class Loop:
             self._sequences[sample] = sequence
         self._state = self._steps["edit_slots"](self._state, changed, values)
 
-    def _decode(self) -> bool:
+    def _decode(self) -> None:
         owners = dict(self.scheduler.running)
         self._cache, self._state, rounds = self._steps["decode"](
             self._params, self._cache, self._state
         )
         self._in_flight.append(_Decoded(rounds, owners, self.scheduler.waiting > 0))
-        return True
 
     def _collect(self, results: _Decoded | _Scored) -> None:
         if isinstance(results, _Scored):
@@ -163,14 +171,22 @@ class Loop:
 
     def _collect_scores(self, results: _Scored) -> None:
         scores: Scores = jax.tree.map(np.asarray, results.scores)
-        row = 0
+        assert self.finisher is not None
+        at = 0
         for segment in results.segments:
-            ticket: Ticket = segment.prompt.ticket
-            assert ticket.prompt_logprobs is not None
-            wanted = ticket.request.params.prompt_logprobs or 0
-            for _ in range(segment.stop - segment.start):
-                ticket.prompt_logprobs.append(_detail(scores, row, wanted))
-                row += 1
+            ticket: Ticket | ScoreTicket = segment.prompt.ticket
+            wanted = segment.prompt.request.logprobs_wanted
+            for _, _, sample in segment.asks:
+                fact = _detail(scores, at, wanted)
+                if isinstance(ticket, Ticket):
+                    assert ticket.prompt_logprobs is not None
+                    ticket.prompt_logprobs.append(fact)
+                else:
+                    ticket.add(sample, fact, int(scores.likeliest[at]))
+                    self.counters.scored_tokens += 1
+                at += 1
+            if isinstance(ticket, ScoreTicket) and segment.asks and ticket.missing == 0:
+                self.finisher.offer_scores(ticket)
 
     def _collect_tokens(self, results: _Decoded) -> None:
         slots = np.asarray(results.rounds.slots)
@@ -227,14 +243,14 @@ class Loop:
 
 
 def _stop_ids(sequence: Sequence, eos_token: int) -> list[int]:
-    params = sequence.prompt.request.params
+    params = sequence.request.params
     eos = [] if params.ignore_eos else [eos_token]
     return eos + [i for i in params.stop_token_ids if i != eos_token or params.ignore_eos]
 
 
 def _fill(values: SlotState, sequence: Sequence, eos_token: int) -> None:
     """Writes a new sequence's state into NumPy arrays."""
-    slot, request = sequence.slot, sequence.prompt.request
+    slot, request = sequence.slot, sequence.request
     params = request.params
     values.alive[slot] = True
     values.token[slot] = request.prompt_token_ids[-1]
@@ -252,10 +268,11 @@ def _fill(values: SlotState, sequence: Sequence, eos_token: int) -> None:
 
 
 def _detail(facts: Draws | Scores, at: Any, wanted: int) -> TokenLogprob:
+    most = max(wanted, 0)
     return TokenLogprob(
         token_id=int(facts.token[at]),
         logprob=float(facts.logprob[at]),
         rank=int(facts.rank[at]),
-        top_token_ids=tuple(facts.top_tokens[at][:wanted].tolist()),
-        top_logprobs=tuple(facts.top_logprobs[at][:wanted].tolist()),
+        top_token_ids=tuple(facts.top_tokens[at][:most].tolist()),
+        top_logprobs=tuple(facts.top_logprobs[at][:most].tolist()),
     )

@@ -75,6 +75,7 @@ class EngineStats:
       requests: requests answered.
       prompt_tokens: prompt tokens of answered requests.
       prefilled_tokens: prompt tokens computed, less than the former where prefixes were shared.
+      scored_tokens: continuation tokens scored, prompts' own aside.
       completion_tokens: tokens drawn and kept.
       decode_rows: rows of all decode steps, used or not.
       decode_rows_used: those that held a live sequence.
@@ -87,6 +88,7 @@ class EngineStats:
     requests: int = 0
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
+    scored_tokens: int = 0
     completion_tokens: int = 0
     decode_rows: int = 0
     decode_rows_used: int = 0

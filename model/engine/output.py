@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from model.engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
+from model.engine.scoring import ScoreTicket
 from model.tokenizer import StreamDecoder, Tokenizer
 from schemas.error import ErrorCode, RowError
 
@@ -141,7 +142,9 @@ class Finisher:
         """``stop`` tells the engine, from this thread, that a sample needs no more tokens."""
         self._tokenizer = tokenizer
         self._stop = stop
-        self._events: queue.SimpleQueue[tuple[Sample, int, End | None] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[Sample, int, End | None] | ScoreTicket | None] = (
+            queue.SimpleQueue()
+        )
         self._watchers: dict[Sample, tuple[StopWatcher, int]] = {}
         self.requests = self.prompt_tokens = self.completion_tokens = 0
         self._thread = threading.Thread(target=self._run, name="grok1-finisher", daemon=True)
@@ -151,6 +154,10 @@ class Finisher:
         """A sample has ``tokens`` tokens; it has ended, or it is watched for stop strings."""
         self._events.put((sample, tokens, end))
 
+    def offer_scores(self, ticket: ScoreTicket) -> None:
+        """All that a request asked has been scored."""
+        self._events.put(ticket)
+
     def close(self) -> None:
         """Answers what has been offered, then ends the thread."""
         self._events.put(None)
@@ -158,6 +165,9 @@ class Finisher:
 
     def _run(self) -> None:
         while (event := self._events.get()) is not None:
+            if isinstance(event, ScoreTicket):
+                self._answer_scores(event)
+                continue
             sample = event[0]
             try:
                 self._handle(*event)
@@ -166,6 +176,12 @@ class Finisher:
                 self._stop(sample)
                 if not sample.ticket.future.done():
                     sample.ticket.future.set_result(_failed(sample.ticket, error))
+
+    def _answer_scores(self, ticket: ScoreTicket) -> None:
+        request = ticket.request
+        self.requests += 1
+        self.prompt_tokens += len(request.context_token_ids) + sum(map(len, request.continuations))
+        ticket.future.set_result(ticket.answer())
 
     def _handle(self, sample: Sample, tokens: int, end: End | None) -> None:
         if sample.answered:

@@ -22,6 +22,43 @@ class Request:
     params: SamplingParams
     address: str = ""
 
+    @property
+    def samples(self) -> int:
+        """How many completions."""
+        return self.params.n
+
+    @property
+    def slots(self) -> int:
+        """Decode slots that each takes."""
+        return 1
+
+    @property
+    def scored_from(self) -> int | None:
+        """Position of the first prompt token that is scored, or None."""
+        return None if self.params.prompt_logprobs is None else 1
+
+    @property
+    def cached_token_ids(self) -> tuple[int, ...]:
+        """What its samples have in common; a prompt's last token is a decode step's."""
+        return self.prompt_token_ids[:-1]
+
+    def own_token_ids(self, sample: int) -> tuple[int, ...]:
+        """Tokens to run for one sample alone, before it decodes."""
+        return ()
+
+    def longest(self, sample: int) -> int:
+        """Tokens in the cache in the worst case; the last one drawn is never run."""
+        return len(self.prompt_token_ids) + self.params.max_tokens - 1
+
+    def asks(self, start: int, stop: int, sample: int | None) -> list[tuple[int, int, int]]:
+        """What is to be judged after prompt rows ``start`` to ``stop``; see ``scoring.Ask``."""
+        return [(row, self.prompt_token_ids[row + 1], 0) for row in range(start, stop)]
+
+    @property
+    def logprobs_wanted(self) -> int:
+        """Likeliest tokens that each of those asks for."""
+        return self.params.prompt_logprobs or 0
+
     def sample_key(self, sample_index: int) -> tuple[int, int]:
         """The two 32-bit words that seed one sample; positions are folded in on the device."""
         source = f"row:{self.address}"

@@ -2,7 +2,8 @@
 
 A sequence is admitted when its worst case, prompt and ``max_tokens``, can be reserved, so nothing
 that runs is ever preempted. Slots exceed the rows of a decode step, so that prompts are computed
-ahead and a row whose sequence ends takes the next at once.
+ahead and a row whose sequence ends takes the next at once. What is only scored takes no slot, and
+is done with once its tokens are planned: the devices do things in that order.
 """
 
 import collections
@@ -11,94 +12,32 @@ from typing import Any
 
 from model.engine.cache import PagePool
 from model.engine.request import Request
+from model.engine.scoring import ScoreRequest
+from model.engine.sequence import Admission, Prompt, Round, Segment, Sequence
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Prompt:
-    """A request's prompt in the cache, shared by its samples.
-
-    Attributes:
-      request: what was asked.
-      ticket: what the engine wants to remember with it.
-      pages: pages of its whole blocks, shared ones first; held by the prompt.
-      tail: page of the tokens after the last whole block, copied for each sample; None if n is 1
-        or there are none.
-      computed: tokens that are in the cache or under way.
-      waiting: samples not yet admitted.
-      running: samples admitted and not finished.
-    """
-
-    request: Request
-    ticket: Any
-    pages: list[int] = dataclasses.field(default_factory=list)
-    tail: int | None = None
-    computed: int = -1
-    waiting: int = 0
-    running: int = 0
-
-    @property
-    def private(self) -> bool:
-        """Whether it neither uses nor leaves shared prefixes: each of its tokens is scored."""
-        return self.request.params.prompt_logprobs is not None
-
-    @property
-    def cached_length(self) -> int:
-        """Prompt tokens that go into the cache: the last one is a decode step's."""
-        return len(self.request.prompt_token_ids) - 1
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Sequence:
-    """One sample of a request.
-
-    Attributes:
-      prompt: what it continues.
-      index: which sample.
-      slot: where its state is on the device.
-      pages: all its pages in order; it holds those after the prompt's whole blocks.
-    """
+class _Run:
+    """Tokens to run in order: a prompt's, for some of its samples, or one ``sample``'s own."""
 
     prompt: Prompt
-    index: int
-    slot: int
+    admissions: list[Admission]
+    tokens: tuple[int, ...]
     pages: list[int]
+    sample: int | None
+    first: int
+    at: int
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Segment:
-    """Tokens of one block of a prompt, to be run through the network together.
-
-    Attributes:
-      prompt: whose.
-      start: position of the first.
-      stop: position after the last.
-      pages: the prompt's pages up to these tokens.
-    """
-
-    prompt: Prompt
-    start: int
-    stop: int
-    pages: list[int]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Admission:
-    """A sequence that may decode once the segments planned with or before it have run.
-
-    Attributes:
-      sequence: which.
-      copy: (source, target) pages to copy first, or None.
-    """
-
-    sequence: Sequence
-    copy: tuple[int, int] | None
+    @property
+    def stop(self) -> int:
+        return self.first + len(self.tokens)
 
 
 class Scheduler:
     """Requests in order of arrival, onto slots and pages.
 
     Attributes:
-      waiting: samples that have no slot yet.
+      waiting: samples that wait for a slot.
       running: sequences by slot.
     """
 
@@ -108,34 +47,29 @@ class Scheduler:
         self._group_size = size = slots // groups
         self._free_slots = [list(range(g * size, (g + 1) * size))[::-1] for g in range(groups)]
         self._queue: collections.deque[Prompt] = collections.deque()
-        self._to_compute: collections.deque[tuple[Prompt, list[Admission]]] = collections.deque()
+        self._runs: collections.deque[_Run] = collections.deque()
         self.waiting = 0
         self.running: dict[int, Sequence] = {}
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._queue and not self.running
+        return not self._queue and not self._runs and not self.running
 
     @property
     def admitted(self) -> bool:
         """Whether ``plan`` has anything to say."""
-        return bool(self._to_compute)
+        return bool(self._runs)
 
     @property
     def tokens_to_compute(self) -> int:
-        """Prompt tokens of admitted sequences that have not been planned."""
-        return sum(p.cached_length - max(p.computed, 0) for p, _ in self._to_compute)
+        """Tokens of admitted sequences that have not been planned."""
+        return sum(run.stop - run.at for run in self._runs)
 
-    def pages_needed(self, request: Request) -> int:
-        """Pages of one sample's worst case; the last token drawn is never run."""
-        longest = len(request.prompt_token_ids) + request.params.max_tokens - 1
-        return -(-longest // self._pool.block_size)
-
-    def add(self, request: Request, ticket: Any) -> Prompt:
+    def add(self, request: Request | ScoreRequest, ticket: Any) -> Prompt:
         """Queues a request."""
-        prompt = Prompt(request, ticket, waiting=request.params.n)
-        self.waiting += prompt.waiting
+        prompt = Prompt(request, ticket, request.cached_token_ids, request.samples)
+        self.waiting += request.samples * request.slots
         self._queue.append(prompt)
         return prompt
 
@@ -148,45 +82,53 @@ class Scheduler:
                 return
             prompt.waiting -= 1
             prompt.running += 1
-            self.waiting -= 1
-            self.running[admission.sequence.slot] = admission.sequence
-            if self._to_compute and self._to_compute[-1][0] is prompt:
-                self._to_compute[-1][1].append(admission)
-            else:
-                self._to_compute.append((prompt, [admission]))
+            if prompt.request.slots:
+                self.waiting -= 1
+                self.running[admission.sequence.slot] = admission.sequence
             if prompt.waiting == 0:
                 self._queue.popleft()
 
-    def plan(self, rows: int, blocks: int) -> tuple[list[Segment], list[Admission]]:
-        """The next prompt tokens to run, at most ``rows`` in at most ``blocks`` segments.
+    def plan(self, rows: int, blocks: int) -> Round:
+        """The next tokens to run: at most ``rows``, asking as much, in at most ``blocks`` segments.
 
-        Prompts that are scored run in a step of their own kind, so a plan holds one kind only.
-
-        Returns:
-          Segments, and the sequences whose prompts are complete with them.
+        What several scored continuations have in common is run for all of them first; their own
+        tokens come in a later round, when its last page can be copied.
         """
-        segments: list[Segment] = []
-        admissions: list[Admission] = []
-        while self._to_compute:
-            prompt, waiting = self._to_compute[0]
-            if segments and segments[0].prompt.private != prompt.private:
+        round_ = Round()
+        later: _Run | None = None
+        while self._runs and self._runs[0] is not later:
+            run = self._runs[0]
+            if round_.segments and round_.segments[0].prompt.scored != run.prompt.scored:
                 break
-            while prompt.computed < prompt.cached_length:
-                segment = self._next_segment(prompt)
-                if len(segments) == blocks or segment.stop - segment.start > rows:
-                    return segments, admissions
-                segments.append(segment)
-                rows -= segment.stop - segment.start
-                prompt.computed = segment.stop
-            admissions += waiting
-            self._to_compute.popleft()
-        return segments, admissions
+            while run.at < run.stop:
+                segment = self._next_segment(run)
+                size = max(len(segment.tokens), len(segment.asks))
+                if len(round_.segments) == blocks or size > rows:
+                    return round_
+                if run.sample is not None and run.at == run.first:
+                    round_.copies += [a.copy for a in run.admissions if a.copy is not None]
+                round_.segments.append(segment)
+                rows -= size
+                run.at += len(segment.tokens)
+            self._runs.popleft()
+            if run.prompt.request.slots:
+                round_.admissions += run.admissions
+                continue
+            for admission in run.admissions:
+                own = self._own_run(run, admission)
+                if own is None:
+                    self.finish(admission.sequence)
+                else:
+                    self._runs.append(own)
+                    later = later or own
+        return round_
 
     def finish(self, sequence: Sequence) -> None:
         """Frees a sequence's slot and pages, and its prompt's with the last sample."""
         prompt = sequence.prompt
-        del self.running[sequence.slot]
-        self._free_slots[sequence.slot // self._group_size].append(sequence.slot)
+        if sequence.slot >= 0:
+            del self.running[sequence.slot]
+            self._free_slots[sequence.slot // self._group_size].append(sequence.slot)
         self._pool.release(sequence.pages[len(prompt.pages) :])
         prompt.running -= 1
         if prompt.running == 0 and prompt.waiting == 0:
@@ -195,55 +137,73 @@ class Scheduler:
                 self._pool.release([prompt.tail])
 
     def _admit_sample(self, prompt: Prompt) -> Admission | None:
-        group = max(self._free_slots, key=len)
-        if not group:
+        request, group = prompt.request, max(self._free_slots, key=len)
+        if request.slots and not group:
             return None
-        size, request = self._pool.block_size, prompt.request
-        whole = prompt.cached_length // size
-        private = self.pages_needed(request) - whole
-        if prompt.computed < 0 and not self._place_prompt(prompt, private):
-            return None
-        pages = self._pool.take(private)
+        index = request.samples - prompt.waiting
+        size = self._pool.block_size
+        own = max(0, -(-request.longest(index) // size) - len(prompt.tokens) // size)
+        known = len(prompt.tokens)
+        if not prompt.placed:
+            found = self._place_prompt(prompt, own)
+            if found is None:
+                return None
+            known = found * size
+        pages = self._pool.take(own)
         if pages is None:
             return None
-        copy = None if prompt.tail is None else (prompt.tail, pages[0])
-        index = request.params.n - prompt.waiting
-        return Admission(Sequence(prompt, index, group.pop(), prompt.pages + pages), copy)
+        slot = group.pop() if request.slots else -1
+        copy = (prompt.tail, pages[0]) if pages and prompt.tail is not None else None
+        admission = Admission(Sequence(prompt, index, slot, prompt.pages + pages), copy)
+        last = self._runs[-1] if self._runs else None
+        if last is not None and last.prompt is prompt and last.sample is None:
+            last.admissions.append(admission)
+        else:
+            # The tail's tokens are the only sample's own page's, if there is one sample.
+            tail = pages if prompt.tail is None else [prompt.tail]
+            run = _Run(prompt, [admission], prompt.tokens, prompt.pages + tail, None, 0, known)
+            self._runs.append(run)
+        return admission
 
-    def _next_segment(self, prompt: Prompt) -> Segment:
-        size = self._pool.block_size
-        start = prompt.computed
-        stop = min(start // size * size + size, prompt.cached_length)
-        pages = prompt.pages
-        if start // size == len(pages):
-            tail = prompt.tail
-            if tail is None:  # the only sample's own page
-                sequence = self._to_compute[0][1][0].sequence
-                tail = sequence.pages[len(pages)]
-            pages = [*pages, tail]
-        return Segment(prompt, start, stop, pages[: start // size + 1])
+    def _own_run(self, run: _Run, admission: Admission) -> _Run | None:
+        """What a scored sample has to run after ``run``, or None."""
+        prompt, sequence = run.prompt, admission.sequence
+        tokens = prompt.request.own_token_ids(sequence.index) if run.sample is None else ()
+        if not tokens:
+            return None
+        first = len(prompt.tokens)
+        return _Run(prompt, [admission], tokens, sequence.pages, sequence.index, first, first)
 
-    def _place_prompt(self, prompt: Prompt, private: int) -> bool:
-        """Takes the prompt's own pages, if there is room for them and ``private`` more.
+    def _next_segment(self, run: _Run) -> Segment:
+        size, start = self._pool.block_size, run.at
+        stop = min(start // size * size + size, run.stop)
+        tokens = run.tokens[start - run.first : stop - run.first]
+        asks = run.prompt.request.asks(start, stop, run.sample) if run.prompt.scored else []
+        return Segment(run.prompt, start, tokens, run.pages[: start // size + 1], asks)
+
+    def _place_prompt(self, prompt: Prompt, own: int) -> int | None:
+        """Takes the prompt's own pages, if there is room for them and ``own`` more of a sample.
 
         Its blocks can be found by others from now on: whatever they plan is planned after this
         prompt's segments, and a step writes all its rows' keys and values before any are read.
+
+        Returns:
+          How many of its blocks were found computed, or None if there is no room.
         """
-        size, tokens = self._pool.block_size, prompt.request.prompt_token_ids
-        whole = prompt.cached_length // size
-        found = [] if prompt.private else self._pool.find(tokens[: whole * size])
+        size, tokens = self._pool.block_size, prompt.tokens
+        whole, shareable = len(tokens) // size, prompt.shareable_blocks(size)
+        found = self._pool.find(tokens[: shareable * size])
         for page in found:
             self._pool.hold(page)
-        tails = int(prompt.request.params.n > 1 and prompt.cached_length % size > 0)
+        tails = int(prompt.request.samples > 1 and len(tokens) % size > 0)
         fresh = whole - len(found)
-        if self._pool.available < fresh + tails + private:
+        if self._pool.available < fresh + tails + own:
             self._pool.release(found)
-            return False
+            return None
         prompt.pages = found + (self._pool.take(fresh) or [])
         prompt.tail = next(iter(self._pool.take(tails) or ()), None)
-        prompt.computed = len(found) * size
-        if not prompt.private:
-            for i in range(len(found), whole):
-                before = prompt.pages[i - 1] if i else None
-                self._pool.publish(before, prompt.pages[i], tokens[i * size : (i + 1) * size])
-        return True
+        prompt.placed = True
+        for i in range(len(found), shareable):
+            before = prompt.pages[i - 1] if i else None
+            self._pool.publish(before, prompt.pages[i], tokens[i * size : (i + 1) * size])
+        return len(found)

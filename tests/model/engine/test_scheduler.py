@@ -1,9 +1,12 @@
+import collections
+
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from model.engine.cache import PagePool
 from model.engine.request import Request
 from model.engine.scheduler import Scheduler
+from model.engine.scoring import ScoreRequest
 from schemas.sampling import SamplingParams
 
 SIZE = 4
@@ -14,50 +17,76 @@ def request(prompt, max_tokens=4, n=1, scored=False):
     return Request(prompt_token_ids=tuple(prompt), params=params)
 
 
+def scores(context, *continuations):
+    return ScoreRequest(
+        context_token_ids=tuple(context), continuations=tuple(map(tuple, continuations))
+    )
+
+
 def scheduler(pages=64, slots=4, groups=1):
     return Scheduler(PagePool(pages, SIZE), slots, groups)
 
 
-requests = st.builds(
-    request,
-    st.lists(st.integers(0, 1), min_size=1, max_size=20),
-    st.integers(1, 9),
-    st.integers(1, 5),
-    st.booleans(),
+def spans(segments):
+    return [(g.start, g.start + len(g.tokens)) for g in segments]
+
+
+tokens = st.lists(st.integers(0, 1), min_size=1, max_size=20)
+requests = st.one_of(
+    st.builds(request, tokens, st.integers(1, 9), st.integers(1, 5), st.booleans()),
+    tokens.flatmap(
+        lambda context: st.builds(
+            scores,
+            st.just(context),
+            *[st.lists(st.integers(0, 1), min_size=1, max_size=9)] * (1 + len(context) % 4),
+        )
+    ),
 )
 
 
 @settings(max_examples=200)
 @given(st.lists(requests, max_size=12), st.randoms(use_true_random=False))
-def test_every_token_is_computed_once_before_its_sequence_decodes(wanted, random):
+def test_every_token_is_computed_once_before_its_sequence_goes_on(wanted, random):
     pool = PagePool(24, SIZE)
     s = Scheduler(pool, slots=4, groups=2)
     for i, r in enumerate(wanted):
         s.add(r, i)
     content: dict[int, tuple[int, ...]] = {}  # page -> the tokens up to its end
-    running, done = [], []
+    running, done, asked = [], [], collections.Counter()
     while not s.idle:
         s.admit()
-        segments, admissions = s.plan(rows=8, blocks=3)
-        assert segments or admissions or running, "stuck"
-        assert sum(g.stop - g.start for g in segments) <= 8
+        round_ = s.plan(rows=8, blocks=3)
+        segments = round_.segments
+        assert segments or round_.admissions or running or s.admitted, "stuck"
+        assert sum(len(g.tokens) for g in segments) <= 8
+        assert sum(len(g.asks) for g in segments) <= 8
         assert len(segments) <= 3
-        assert len({g.prompt.private for g in segments}) <= 1
+        assert len({g.prompt.scored for g in segments}) <= 1
+        for source, target in round_.copies:
+            content[target] = content[source]
+        written = [
+            (g.pages[-1], (g.start + i) % SIZE) for g in segments for i, _ in enumerate(g.tokens)
+        ]
+        assert len(written) == len(set(written)), "two rows write one place"
         for g in segments:
-            tokens = g.prompt.request.prompt_token_ids
-            assert g.start % SIZE == 0
-            assert g.stop == min(g.start + SIZE, len(tokens) - 1)
-            content[g.pages[-1]] = tokens[: g.stop]
             for i, page in enumerate(g.pages[:-1]):
-                assert content[page] == tokens[: (i + 1) * SIZE]
-        for a in admissions:
+                assert len(content[page]) == (i + 1) * SIZE
+            before = content[g.pages[-1]] if g.start % SIZE else ()
+            if not before and g.pages[:-1]:
+                before = content[g.pages[-2]]
+            assert len(before) >= g.start
+            content[g.pages[-1]] = before[: g.start] + g.tokens
+            for position, target, sample in g.asks:
+                known = content[g.pages[-1]][: position + 1]
+                asked[g.prompt.ticket, sample, (*known, target)] += 1
+        for a in round_.admissions:
             if a.copy:
                 content[a.copy[1]] = content[a.copy[0]]
-            tokens = a.sequence.prompt.request.prompt_token_ids
-            cached = tokens[:-1]
+            r = a.sequence.request
+            cached = r.prompt_token_ids[:-1]
             for i in range(-(-len(cached) // SIZE)):
                 assert content[a.sequence.pages[i]] == cached[: (i + 1) * SIZE]
-            longest = len(tokens) + a.sequence.prompt.request.params.max_tokens - 1
+            longest = len(r.prompt_token_ids) + r.params.max_tokens - 1
             assert len(a.sequence.pages) == -(-longest // SIZE)
             running.append(a.sequence)
         private = [p for q in running for p in q.pages[len(q.prompt.pages) :]]
@@ -66,7 +95,19 @@ def test_every_token_is_computed_once_before_its_sequence_decodes(wanted, random
             sequence = running.pop(random.randrange(len(running)))
             s.finish(sequence)
             done.append((sequence.prompt.ticket, sequence.index))
-    assert sorted(done) == [(i, k) for i, r in enumerate(wanted) for k in range(r.params.n)]
+    drawn = [(i, r) for i, r in enumerate(wanted) if isinstance(r, Request)]
+    assert sorted(done) == [(i, k) for i, r in drawn for k in range(r.params.n)]
+    due = collections.Counter()
+    for i, r in enumerate(wanted):
+        if isinstance(r, ScoreRequest):
+            for k, continuation in enumerate(r.continuations):
+                whole = r.context_token_ids + continuation
+                first = len(r.context_token_ids)
+                due.update((i, k, whole[: at + 1]) for at in range(first, len(whole)))
+        elif r.params.prompt_logprobs is not None:
+            ids = r.prompt_token_ids
+            due.update((i, 0, ids[: at + 1]) for at in range(1, len(ids)))
+    assert asked == due
     assert pool.available == pool.capacity
     assert s.waiting == 0
 
@@ -76,9 +117,9 @@ def test_a_shared_prefix_is_computed_once():
     for tail in range(3):
         s.add(request([7] * 8 + [tail, 1]), None)
     s.admit()
-    segments, admissions = s.plan(rows=100, blocks=100)
-    assert [(g.start, g.stop) for g in segments] == [(0, 4), (4, 8), (8, 9), (8, 9), (8, 9)]
-    assert len(admissions) == 3
+    round_ = s.plan(rows=100, blocks=100)
+    assert spans(round_.segments) == [(0, 4), (4, 8), (8, 9), (8, 9), (8, 9)]
+    assert len(round_.admissions) == 3
 
 
 def test_scored_prompts_share_nothing():
@@ -86,22 +127,46 @@ def test_scored_prompts_share_nothing():
     for scored in (False, True, False):
         s.add(request([7] * 9, scored=scored), None)
     s.admit()
-    first, _ = s.plan(rows=100, blocks=100)
-    second, _ = s.plan(rows=100, blocks=100)
-    third, admissions = s.plan(rows=100, blocks=100)
-    assert [len(first), len(second), len(third)] == [2, 2, 0]
-    assert len(admissions) == 1
+    rounds = [s.plan(rows=100, blocks=100) for _ in range(3)]
+    assert [len(r.segments) for r in rounds] == [2, 2, 0]
+    assert len(rounds[-1].admissions) == 1
 
 
 def test_samples_share_their_prompt_and_copy_its_tail():
     s = scheduler()
     s.add(request([1, 2, 3, 4, 5, 6, 7], n=3), None)
     s.admit()
-    segments, admissions = s.plan(rows=100, blocks=100)
-    assert [(g.start, g.stop) for g in segments] == [(0, 4), (4, 6)]
-    tail = segments[-1].pages[-1]
-    assert [a.copy[0] for a in admissions] == [tail] * 3
-    assert len({a.copy[1] for a in admissions}) == 3
+    round_ = s.plan(rows=100, blocks=100)
+    assert spans(round_.segments) == [(0, 4), (4, 6)]
+    tail = round_.segments[-1].pages[-1]
+    assert [a.copy[0] for a in round_.admissions] == [tail] * 3
+    assert len({a.copy[1] for a in round_.admissions}) == 3
+
+
+def test_a_scored_context_is_computed_once():
+    s = scheduler()
+    context = [1, 2, 3, 4, 5, 6]
+    s.add(scores(context, [7], [8, 9], [8, 9, 9, 9]), "choices")
+    s.add(scores([1, 2, 3, 4, 0], [7, 7]), "shares a block")
+    s.admit()
+    first, second = (s.plan(rows=100, blocks=100) for _ in range(2))
+    assert spans(first.segments) == [(0, 4), (4, 6), (4, 6)]
+    assert first.copies == []
+    assert first.segments[1].asks == [(5, 7, 0), (5, 8, 1), (5, 8, 2)]
+    assert first.segments[2].asks == [(4, 7, 0), (5, 7, 0)]
+    assert spans(second.segments) == [(6, 7), (6, 8), (8, 9)]
+    assert [source for source, _ in second.copies] == [first.segments[1].pages[-1]] * 2
+    assert s.idle
+
+
+def test_a_prompt_takes_the_blocks_that_scoring_left():
+    s = scheduler()
+    s.add(scores([7] * 9, [1]), None)
+    s.admit()
+    s.plan(rows=100, blocks=100)
+    s.add(request([7] * 10), None)
+    s.admit()
+    assert spans(s.plan(rows=100, blocks=100).segments) == [(8, 9)]
 
 
 def test_slot_groups_fill_evenly():

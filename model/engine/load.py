@@ -1,0 +1,79 @@
+"""From a checkpoint to what an engine is made of: weights on the devices, compiled steps."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+from jax.sharding import Mesh
+
+from model.checkpoint.source import Checkpoint, open_checkpoint
+from model.config import Grok1Config
+from model.engine.machine import describe_machine
+from model.engine.options import EngineOptions
+from model.engine.programs import CompiledSteps, Plan
+from model.engine.shapes import choose_shapes
+from model.layout import Layout, abstract_params, choose_layout, load_params
+from model.numerics import MODES
+from model.sharding import make_mesh
+from model.tokenizer import Tokenizer
+from model.transformer import Params
+
+Progress = Callable[[str, float, float], None]
+"""Told of a phase (``loading``, ``compiling``), how much of it is done, and of how much."""
+
+
+def load(
+    url: str,
+    tokenizer: str | None,
+    options: EngineOptions,
+    layout: Layout | None,
+    devices: Sequence[jax.Device] | None,
+    progress: Progress,
+) -> tuple[Params, Plan, CompiledSteps, Tokenizer | None, float]:
+    """Loads a checkpoint and compiles meanwhile; see ``Engine.from_checkpoint``.
+
+    Returns:
+      The weights, what was decided, the steps, the tokenizer if there is one, and how many seconds
+      the weights took.
+    """
+    checkpoint = open_checkpoint(url)
+    checkpoint.verify()
+    vocabulary = _load_tokenizer(tokenizer or checkpoint.tokenizer_url, checkpoint.config)
+    mesh = make_mesh(options.devices, checkpoint.config, list(devices or jax.devices()))
+    numerics = MODES[options.numerics]
+    layout = layout or choose_layout(mesh.devices.flat[0].platform, numerics)
+    weights = abstract_params(checkpoint.config, mesh, numerics, layout)
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights)]
+    shapes = choose_shapes(checkpoint.config, options, describe_machine(mesh, sum(sizes)))
+    plan = Plan(checkpoint.config, numerics, layout, shapes, mesh, options.collectives == "ordered")
+    compiled = CompiledSteps(plan)
+    with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
+        compiling = pool.submit(
+            compiled.prepare, lambda done, total: progress("compiling", done, total)
+        )
+        started = time.perf_counter()
+        params = _load(checkpoint, plan, mesh, progress)
+        load_seconds = time.perf_counter() - started
+        compiling.result()
+    return params, plan, compiled, vocabulary, load_seconds
+
+
+def _load_tokenizer(url: str | None, config: Grok1Config) -> Tokenizer | None:
+    if url is None:
+        return None
+    tokenizer = Tokenizer.load(url)
+    tokenizer.check_against(config)
+    return tokenizer
+
+
+def _load(checkpoint: Checkpoint, plan: Plan, mesh: Mesh, progress: Progress) -> Params:
+    done = 0
+
+    def placed(size: int) -> None:
+        nonlocal done
+        done += size
+        progress("loading", done, checkpoint.nbytes)
+
+    params = load_params(checkpoint.read, plan.config, mesh, plan.numerics, plan.layout, placed)
+    return jax.block_until_ready(params)
