@@ -8,6 +8,20 @@ import dataclasses
 
 from model.config import Grok1Config
 
+MODEL = "model"
+"""The mesh axis of tensor parallelism."""
+
+RULES: dict[str | None, str | None] = {
+    "vocab": MODEL,
+    "heads": MODEL,
+    "kv_heads": MODEL,
+    "ffn": MODEL,
+    "experts": None,
+    "embed": None,
+    None: None,
+}
+"""Logical axis of a weight -> mesh axis that it is split over; None: each device has a copy."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Param:
@@ -17,7 +31,7 @@ class Param:
       name: its name in the parameter tree.
       release_name: its name in the release, within the layer if ``per_layer``.
       shape: [..., in, out] for matrices; [E, in, out] for experts'.
-      axes: the logical axis of each dimension, looked up in ``sharding.RULES``.
+      axes: the logical axis of each dimension, looked up in ``RULES``.
       quantized: stored as int8 with bfloat16 scales in the release, else float32.
       groups: G, the scale groups along the contracted (second to last) axis, if quantised.
       per_layer: whether each layer has its own.
@@ -35,6 +49,26 @@ class Param:
     def scales_shape(self) -> tuple[int, ...]:
         """[..., G, out]: shape of the scales beside a quantised weight."""
         return (*self.shape[:-2], self.groups, self.shape[-1])
+
+    @property
+    def split_axis(self) -> int | None:
+        """The axis that tensor parallelism splits, or None: each device has all of it."""
+        split = [i for i, axis in enumerate(self.axes) if RULES[axis] == MODEL]
+        return split[0] if split else None
+
+    def part(self, count: int) -> "Param":
+        """What one device of ``count`` holds: the weight itself where it is not split.
+
+        Where more devices than scale groups share the contracted axis, each has one group.
+        """
+        axis = self.split_axis
+        if axis is None or count == 1:
+            return self
+        shape = list(self.shape)
+        shape[axis] //= count
+        contracted = axis == len(shape) - 2
+        groups = max(1, self.groups // count) if contracted else self.groups
+        return dataclasses.replace(self, shape=tuple(shape), groups=groups)
 
 
 def declare(config: Grok1Config) -> dict[str, Param]:
@@ -107,3 +141,17 @@ def tensors(config: Grok1Config) -> list[Tensor]:
     whole = [Tensor(p, None) for p in params if not p.per_layer]
     layers = [Tensor(p, i) for i in range(config.num_layers) for p in params if p.per_layer]
     return whole + layers
+
+
+def indivisible(config: Grok1Config, count: int) -> str:
+    """The sizes that this number of devices does not divide, for a message; empty if all do."""
+    sizes = {
+        "num_kv_heads": config.num_kv_heads,
+        "ffn_size": config.ffn_size,
+        "vocab_size": config.vocab_size,
+    }
+    unfit = [f"{name}={size}" for name, size in sizes.items() if size % count]
+    groups = config.model_shards
+    if max(groups, count) % min(groups, count):
+        unfit.append(f"model_shards={groups}")
+    return ", ".join(unfit)

@@ -10,22 +10,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from model.config import Grok1Config
-from model.params import Param
+from model.params import MODEL, RULES, Param, indivisible
 from schemas.error import SetupError
-
-MODEL = "model"
-"""The mesh axis of tensor parallelism."""
-
-RULES: dict[str | None, str | None] = {
-    "vocab": MODEL,
-    "heads": MODEL,
-    "kv_heads": MODEL,
-    "ffn": MODEL,
-    "experts": None,
-    "embed": None,
-    None: None,
-}
-"""Logical axis of a weight -> mesh axis that it is split over; None: each device has a copy."""
 
 
 def weight_spec(param: Param) -> PartitionSpec:
@@ -45,23 +31,14 @@ def make_mesh(count: int | None, config: Grok1Config, devices: list[jax.Device])
     Raises:
       SetupError: fewer devices are present, or the model cannot be split so.
     """
-    fits = [n for n in (8, 4, 2, 1) if n <= len(devices) and not _indivisible(config, n)]
+    fits = [n for n in (8, 4, 2, 1) if n <= len(devices) and not indivisible(config, n)]
     if count is None:
         count = fits[0]
     if count > len(devices):
         raise SetupError(f"--devices {count}: only {len(devices)} are present")
     if count not in fits:
-        raise SetupError(f"--devices {count}: does not divide {_indivisible(config, count)}")
+        raise SetupError(f"--devices {count}: does not divide {indivisible(config, count)}")
     return Mesh(np.asarray(devices[:count]), (MODEL,))
-
-
-def _indivisible(config: Grok1Config, n: int) -> str:
-    sizes = {
-        "num_kv_heads": config.num_kv_heads,
-        "ffn_size": config.ffn_size,
-        "vocab_size": config.vocab_size,
-    }
-    return ", ".join(f"{name}={size}" for name, size in sizes.items() if size % n)
 
 
 @dataclasses.dataclass(frozen=True)

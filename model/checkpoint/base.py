@@ -2,24 +2,24 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from model.checkpoint import files
 from model.config import Grok1Config
-from model.params import Tensor
+from model.params import Param, Tensor
 
 _END_BYTES = 64 << 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostTensor:
-    """One tensor in host memory, as its declaration (``Tensor.param``) says.
+    """One tensor in host memory, or a part of it, as its declaration (``Tensor.param``) says.
 
     Attributes:
-      values: int8 if quantised, else float32; read-only where it is mapped from a local file.
+      values: int8 if quantised, else float32.
       scales: bfloat16 ``[..., G, out]`` beside quantised values: rows ``[g K/G, (g+1) K/G)`` of
         the contracted axis times ``scales[..., g, :]`` are the weight. None otherwise.
     """
@@ -94,6 +94,25 @@ class Checkpoint(Protocol):
         """
         ...
 
+    def read_parts(
+        self, tensor: Tensor, count: int, wanted: Sequence[int] | None = None
+    ) -> Iterator[HostTensor]:
+        """Reads what ``count`` devices hold of a tensor, device after device.
+
+        Each part is as ``tensor.param.part(count)`` declares. A tensor that is not split has one
+        part, whatever the count. As few bytes as the layout allows are read and kept: no part is
+        kept once it is handed over.
+
+        Args:
+          tensor: which.
+          count: devices that share it.
+          wanted: which of their parts, in rising order; by default all.
+
+        Raises:
+          SetupError: it is missing, unreadable or unlike its declaration.
+        """
+        ...
+
     def stream(self) -> Iterator[tuple[Tensor, HostTensor]]:
         """Reads tensor after tensor in the order of the files, holding one at a time."""
         ...
@@ -116,3 +135,21 @@ def identify(members: Iterable[tuple[str, str, int]]) -> str:
     for line in files.in_parallel(digest, sorted(members)):
         whole.update(line.encode())
     return whole.hexdigest()
+
+
+def wanted_parts(tensor: Tensor, count: int, wanted: Sequence[int] | None) -> Sequence[int]:
+    """The parts that ``read_parts`` is to give: a tensor that is not split has one."""
+    if tensor.param.split_axis is None:
+        return (0,)
+    return range(count) if wanted is None else wanted
+
+
+def scales_of_part(param: Param, scales: np.ndarray, index: int, count: int) -> np.ndarray:
+    """The scales ``[..., G', out']`` of one device's part of a weight, from those of the whole."""
+    axis = param.split_axis
+    if axis is None or count == 1:
+        return scales
+    size = param.part(count).scales_shape[axis]
+    start = index * scales.shape[axis] // count
+    at = (slice(None),) * axis
+    return np.ascontiguousarray(scales[(*at, slice(start, start + size))])

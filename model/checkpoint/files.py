@@ -21,12 +21,13 @@ from schemas.error import SetupError
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-_FOLDER_PROTOCOLS = {"file", "local", "sftp", "ssh", "hdfs", "webhdfs", "smb", "ftp"}
+_FOLDER_PROTOCOLS = {"sftp", "ssh", "hdfs", "webhdfs", "smb", "ftp"}
 """Stores where a folder must exist before a file in it. Elsewhere a "folder" is only a prefix, and
 making one may make a bucket."""
 
 _THREADS = 32
-_RANGE_BYTES = 32 << 20
+_ALIGNMENT = 64
+RANGE_BYTES = 16 << 20
 """One request of a parallel read."""
 
 _USER = re.compile(r"(?<=://)(?:[^/:\s]*:\S*|[^/\s]*)@")
@@ -139,25 +140,40 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     return data
 
 
-def read_buffer(url: str, start: int, stop: int) -> np.ndarray:
-    """Bytes ``[start, stop)`` of a large file as uint8, aligned, by parallel ranged reads.
+def read_into(url: str, start: int, buffer: np.ndarray) -> None:
+    """Fills a contiguous uint8 array with a file's bytes from ``start`` on, by one request.
 
-    The caller has compared ``stop`` with the file's size: it bounds what is allocated.
+    The caller has compared the end with the file's size: it bounds what is allocated.
     """
-    if (path := local_path(url)) is not None:
-        with _faults("read", url):
-            buffer = np.fromfile(path, np.uint8, stop - start, offset=start)
-        if buffer.size != stop - start:
-            raise SetupError(f"{redact(url)} is cut short: byte {stop} is past its end")
-        return buffer
-    buffer = np.empty(stop - start, np.uint8)
+    if (path := local_path(url)) is None:
+        buffer[:] = np.frombuffer(read_range(url, start, start + buffer.size), np.uint8)
+        return
+    with _faults("read", url), open(path, "rb", buffering=0) as file:
+        at = 0
+        while at < buffer.size:
+            if not (got := os.preadv(file.fileno(), [buffer[at:].data], start + at)):
+                raise SetupError(
+                    f"{redact(url)} is cut short: byte {start + buffer.size} is past its end"
+                )
+            at += got
+
+
+def read_buffer(url: str, start: int, stop: int) -> np.ndarray:
+    """Bytes ``[start, stop)`` of a large file as uint8, aligned, by parallel ranged reads."""
+    buffer = empty(stop - start)
 
     def fill(at: int) -> None:
-        end = min(at + _RANGE_BYTES, stop - start)
-        buffer[at:end] = np.frombuffer(read_range(url, start + at, start + end), np.uint8)
+        read_into(url, start + at, buffer[at : at + RANGE_BYTES])
 
-    in_parallel(fill, range(0, stop - start, _RANGE_BYTES), threads=8)
+    in_parallel(fill, range(0, stop - start, RANGE_BYTES), threads=8)
     return buffer
+
+
+def empty(size: int) -> np.ndarray:
+    """A new uint8 array that begins where a device of the CPU can take it over without a copy."""
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    skip = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[skip : skip + size]
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -168,9 +184,23 @@ def write_bytes(url: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def open_write(url: str) -> Iterator[BinaryIO]:
-    """A file to be written from its beginning, with the folders above it."""
+    """A file to be written from its beginning, with the folders above it.
+
+    It appears whole: a local one under its name once it is on the disk, one in an object store once
+    it is closed. What a killed process leaves is hidden, and replaced when it is written again.
+    """
     fs, path = split(url)
     with _faults("write", url):
+        if isinstance(fs, LocalFileSystem):
+            folder, name = os.path.split(path)
+            os.makedirs(folder, exist_ok=True)
+            unfinished = os.path.join(folder, f".{name}.unfinished")
+            with open(unfinished, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+            return
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
         if protocols & _FOLDER_PROTOCOLS:
             fs.makedirs(fs._parent(path), exist_ok=True)
@@ -189,7 +219,10 @@ def in_parallel(
     function: Callable[[_T], _R], items: Iterable[_T], threads: int = _THREADS
 ) -> list[_R]:
     """The function's results in the items' order, computed by threads that wait on a store."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="checkpoint-io") as pool:
+    items = list(items)
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items)), thread_name_prefix="checkpoint-io") as pool:
         try:
             return list(pool.map(function, items))
         except BaseException:

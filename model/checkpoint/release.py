@@ -9,14 +9,16 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from model.checkpoint import files
-from model.checkpoint.base import HostTensor, identify
+from model.checkpoint.base import HostTensor, identify, scales_of_part, wanted_parts
 from model.checkpoint.location import ArrayLocation, TensorLocation, describe
+from model.checkpoint.parts import read_parts
 from model.checkpoint.pickle_read import locate_arrays
 from model.config import GROK_1, Grok1Config
 from model.params import Tensor, tensors
@@ -145,15 +147,29 @@ class ReleaseCheckpoint:
         return location
 
     def read(self, tensor: Tensor) -> HostTensor:
-        """Reads one tensor; int8 values of a local file are mapped, all else is copied.
+        """Reads one tensor.
 
         Raises:
           SetupError: it is missing, unreadable or unlike its declaration.
         """
-        location = self.locate(tensor)
-        url = self.file_url(tensor)
+        return next(self.read_parts(tensor, 1))
+
+    def read_parts(
+        self, tensor: Tensor, count: int, wanted: Sequence[int] | None = None
+    ) -> Iterator[HostTensor]:
+        """Reads what devices hold of a tensor; see ``base.Checkpoint``.
+
+        Weights that are split along their last axis are in memory together, since each line of
+        their file holds a piece of every part.
+        """
+        location, param, url = self.locate(tensor), tensor.param, self.file_url(tensor)
+        wanted = wanted_parts(tensor, count, wanted)
+        axis, count = (0, 1) if param.split_axis is None else (param.split_axis, count)
+        values = _read_array_parts(url, location.values, axis, count, wanted)
         scales = None if location.scales is None else _read_array(url, location.scales)
-        return HostTensor(_read_array(url, location.values), scales)
+        for index, part in zip(wanted, values, strict=True):
+            own = None if scales is None else scales_of_part(param, scales, index, count)
+            yield HostTensor(part, own)
 
     def stream(self) -> Iterator[tuple[Tensor, HostTensor]]:
         """Reads tensor after tensor in the order of the files, holding one at a time."""
@@ -222,18 +238,24 @@ def _least_bytes(tensor: Tensor) -> int:
     return math.prod(param.shape) + 2 * math.prod(param.scales_shape)
 
 
+def _read_array_parts(
+    url: str, location: ArrayLocation, axis: int, count: int, wanted: Sequence[int]
+) -> Iterator[np.ndarray]:
+    if location.sliceable:
+        yield from read_parts(partial(files.read_into, url), location, axis, count, wanted)
+        return
+    whole = np.split(_read_array(url, location), count, axis)
+    for index in wanted:
+        yield np.ascontiguousarray(whole[index])
+
+
 def _read_array(url: str, location: ArrayLocation) -> np.ndarray:
-    dtype, path = location.dtype, files.local_path(url)
-    if path is not None and dtype.itemsize == 1 and not location.latin1:
-        # Wider types are copied, since a payload begins at any byte and they want to be aligned.
-        mapped = np.memmap(path, dtype, "r", location.offset, location.shape, location.order)
-        return mapped.view(np.ndarray)
     data = files.read_buffer(url, location.offset, location.offset + location.length)
     if location.latin1:
         data = _from_latin1(data, url)
-    if data.size != math.prod(location.shape) * dtype.itemsize:
+    if data.size != math.prod(location.shape) * location.dtype.itemsize:
         raise SetupError(f"{files.redact(url)} does not store as many bytes as its shape takes")
-    return data.view(dtype).reshape(location.shape, order=location.order)
+    return data.view(location.dtype).reshape(location.shape, order=location.order)
 
 
 def _from_latin1(data: np.ndarray, url: str) -> np.ndarray:

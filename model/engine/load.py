@@ -13,8 +13,9 @@ from model.engine.machine import describe_machine
 from model.engine.options import EngineOptions
 from model.engine.programs import CompiledSteps, Plan
 from model.engine.shapes import choose_shapes
-from model.layout import Layout, abstract_params, choose_layout, load_params
+from model.layout import Layout, abstract_params, choose_layout
 from model.numerics import MODES
+from model.placement import load_params
 from model.sharding import make_mesh
 from model.tokenizer import Tokenizer
 from model.transformer import Params
@@ -75,5 +76,4 @@ def _load(checkpoint: Checkpoint, plan: Plan, mesh: Mesh, progress: Progress) ->
         done += size
         progress("loading", done, checkpoint.nbytes)
 
-    params = load_params(checkpoint.read, plan.config, mesh, plan.numerics, plan.layout, placed)
-    return jax.block_until_ready(params)
+    return load_params(checkpoint.read_parts, plan.config, mesh, plan.numerics, plan.layout, placed)

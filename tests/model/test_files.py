@@ -104,7 +104,7 @@ def test_read_bytes_is_bounded():
 
 @pytest.mark.parametrize("place", ["memory://files/range", "{tmp}/range"])
 def test_ranges_and_buffers(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_RANGE_BYTES", 7)
+    monkeypatch.setattr(files, "RANGE_BYTES", 7)
     url, data = place.format(tmp=tmp_path), np.arange(100, dtype=np.uint8)
     files.write_bytes(url, data.tobytes())
     assert files.read_range(url, 3, 5) == bytes([3, 4])

@@ -71,13 +71,10 @@ def test_every_tensor_is_what_python_unpickles(tiny, monkeypatch):
     assert sorted(t.label for t in seen) == sorted(t.label for t in tensors(checkpoint.config))
 
 
-def test_local_weights_are_mapped_and_wide_types_aligned(tiny):
+def test_arrays_are_aligned(tiny):
     for _, read in find(tiny).stream():
-        assert read.values.flags.aligned
-        if read.scales is not None:
-            assert read.scales.flags.aligned
-            assert isinstance(read.values.base, np.memmap)
-            assert not read.values.flags.writeable
+        assert read.values.ctypes.data % 64 == 0
+        assert read.scales is None or read.scales.flags.aligned
 
 
 def test_one_devices_rows_can_be_read_without_the_rest(tiny):

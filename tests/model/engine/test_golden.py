@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model import layout, moe, transformer
+from model.checkpoint.release import ReleaseCheckpoint
 from model.checkpoint.source import open_checkpoint
 from model.engine import batch, sampler
 from model.engine.cache import PagePool
@@ -17,6 +18,7 @@ from model.engine.request import Request
 from model.engine.scheduler import Scheduler
 from model.engine.shapes import Machine, choose_shapes
 from model.numerics import MODES
+from model.placement import load_params
 from model.sharding import make_mesh
 from model.transformer import final_hidden, forward, head, tiled
 from schemas.sampling import SamplingParams
@@ -126,7 +128,7 @@ class Forward:
             Machine(platform="cpu", devices=1, cache_bytes=1 << 26),
         )
         self.plan = Plan(config, numerics, layout.choose_layout("cpu", numerics), shapes, mesh)
-        params = layout.load_params(checkpoint.read, config, mesh, numerics, self.plan.layout)
+        params = load_params(checkpoint.read_parts, config, mesh, numerics, self.plan.layout)
         self.params = change(params)
         self.step = jax.jit(self.logits)
 
@@ -181,15 +183,16 @@ def wrong_layer_order(params):
 
 
 def one_scale_group(monkeypatch):
-    place = layout._place
+    read_parts = ReleaseCheckpoint.read_parts
 
-    def first_group(param, host, *rest):
-        if host.scales is not None:
-            scales = np.repeat(host.scales[..., :1, :], host.scales.shape[-2], axis=-2)
-            host = dataclasses.replace(host, scales=scales)
-        return place(param, host, *rest)
+    def first_group(*asked):
+        for host in read_parts(*asked):
+            if host.scales is not None:
+                scales = np.repeat(host.scales[..., :1, :], host.scales.shape[-2], axis=-2)
+                host = dataclasses.replace(host, scales=scales)
+            yield host
 
-    monkeypatch.setattr(layout, "_place", first_group)
+    monkeypatch.setattr(ReleaseCheckpoint, "read_parts", first_group)
 
 
 def renormalised_gates(monkeypatch):

@@ -16,6 +16,7 @@ from model.engine.programs import Plan, abstract_cache
 from model.engine.request import Request
 from model.engine.shapes import Machine, choose_shapes
 from model.numerics import MODES
+from model.placement import load_params
 from model.sharding import make_mesh
 from model.transformer import TokenRows, forward
 from schemas.sampling import SamplingParams
@@ -38,8 +39,8 @@ class Steps:
         )
         shapes = dataclasses.replace(shapes, tile_rows=8, prefill_tile_rows=32)
         self.plan = Plan(checkpoint.config, mode, layout.choose_layout("cpu", mode), shapes, mesh)
-        self.params = layout.load_params(
-            checkpoint.read, checkpoint.config, mesh, mode, self.plan.layout
+        self.params = load_params(
+            checkpoint.read_parts, checkpoint.config, mesh, mode, self.plan.layout
         )
         rng = np.random.default_rng(0)
         self.cache = jax.tree.map(
