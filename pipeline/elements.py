@@ -23,6 +23,7 @@ class PromptChunk:
       requests: what the model is asked, in row order.
       errors: row -> why it cannot be asked.
       prompt_tokens: row -> length of its prompt, for rows whose prompt is the error.
+      cut: prompts that were cut to fit the context.
     """
 
     chunk: Chunk
@@ -32,6 +33,7 @@ class PromptChunk:
     requests: tuple[Request, ...]
     errors: dict[int, RowError]
     prompt_tokens: dict[int, int]
+    cut: int = 0
 
     def __len__(self) -> int:
         return self.rows.num_rows

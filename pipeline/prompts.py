@@ -22,7 +22,7 @@ def prepare_chunk(
     """Validates and tokenizes a chunk's rows; what cannot be asked becomes an error here."""
     good, errors = validate(rows, job.roles, job.options.sampling)
     uids = _row_uids(job, chunk, rows)
-    sources, requests, lengths = [], [], {}
+    sources, requests, lengths, cut = [], [], {}, 0
     for row, ids in zip(good, _token_ids(good, job, tokenizer), strict=True):
         lengths[row.index] = len(ids)
         fault = _fault(row, ids, job)
@@ -30,6 +30,7 @@ def prepare_chunk(
         if isinstance(fitted, RowError):
             errors[row.index] = fitted
             continue
+        cut += len(fitted) < len(ids)
         address = f"{job.options.run_seed}/{uids[row.index]}"
         sources.append(row.index)
         requests.append(Request(prompt_token_ids=tuple(fitted), params=row.params, address=address))
@@ -41,6 +42,7 @@ def prepare_chunk(
         requests=tuple(requests),
         errors=errors,
         prompt_tokens={row: count for row, count in lengths.items() if row in errors},
+        cut=cut,
     )
 
 

@@ -39,11 +39,20 @@ def read_span(job: Job, span: Span) -> Iterator[PromptChunk]:
       InputChanged: a file is no longer the one that was planned.
     """
     missing = [chunk for chunk in span.chunks if not job.folder.exists(chunk.part_name)]
+    yield from read_chunks(job, missing)
+
+
+def read_chunks(job: Job, wanted: Sequence[Chunk]) -> Iterator[PromptChunk]:
+    """These chunks, in input order, ready for the model.
+
+    Raises:
+      InputChanged: a file is no longer the one that was planned.
+    """
     tokenizer = None
-    if missing and job.tokenizer is not None:
+    if wanted and job.tokenizer is not None:
         tokenizer = load_tokenizer(job.tokenizer, job.settings["tokenizer"])
     by_file: dict[PlannedFile, list[Chunk]] = {}
-    for chunk in missing:
+    for chunk in wanted:
         by_file.setdefault(chunk.file, []).append(chunk)
     for file, chunks in by_file.items():
         for chunk, rows in zip(chunks, _stream(job, file, chunks), strict=True):

@@ -17,6 +17,7 @@ from schemas.error import SetupError
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine
+    from pipeline.prepare import Job
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,16 @@ class EngineSettings:
     tokenizer: str | None = None
     options: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     identity: str | None = None
+
+
+def engine_settings(job: "Job") -> EngineSettings:
+    """What a job's engine is made from."""
+    return EngineSettings(
+        checkpoint=job.options.checkpoint,
+        tokenizer=job.tokenizer,
+        options=job.engine,
+        identity=job.settings["checkpoint"],
+    )
 
 
 class Held:

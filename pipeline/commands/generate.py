@@ -34,9 +34,9 @@ _SAMPLING = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, output_required: bool = True) -> None:
     """Adds the command's arguments."""
-    _add_files(parser.add_argument_group("input and output"))
+    _add_files(parser.add_argument_group("input and output"), output_required)
     _add_sampling(
         parser.add_argument_group(
             "sampling", "for rows without a column of that name (vLLM's names and meaning)"
@@ -57,10 +57,10 @@ def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         parser = argparse.ArgumentParser(add_help=False)
         add_arguments(parser)
         beam_options.check(beam_options.complete(beam_arguments), parser._option_string_actions)
-    return generate(_options(given), list(beam_arguments), report=given.report, debug=given.debug)
+    return generate(options_of(given), list(beam_arguments), report=given.report, debug=given.debug)
 
 
-def _add_files(group: Any) -> None:
+def _add_files(group: Any, output_required: bool) -> None:
     add = group.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="folder that holds ckpt-0")
     add(
@@ -71,7 +71,7 @@ def _add_files(group: Any) -> None:
         metavar="PATH",
         help="Parquet files, quoted globs, or folders",
     )
-    add("--output", required=True, metavar="DIR", help="folder of the completions")
+    add("--output", required=output_required, metavar="DIR", help="folder of the completions")
     add("--tokenizer", metavar="FILE", help="SentencePiece model (default: the checkpoint's)")
     add(
         "--columns",
@@ -165,7 +165,12 @@ def _add_engine(group: Any) -> None:
     add("--collectives", choices=COLLECTIVES, default=default.collectives, help="(%(default)s)")
 
 
-def _options(given: argparse.Namespace) -> GenerateOptions:
+def options_of(given: argparse.Namespace) -> GenerateOptions:
+    """The job that parsed arguments ask for.
+
+    Raises:
+      SetupError: a value is out of bounds.
+    """
     sampling = {name: getattr(given, name) for name in _SAMPLING}
     try:
         params = SamplingParams(**{k: v for k, v in sampling.items() if v is not None})

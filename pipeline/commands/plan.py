@@ -1,0 +1,106 @@
+"""Say what a job will read, write and cost, before a model is loaded or anything is paid for.
+
+All input is read, validated and tokenized here, exactly as the run will do it. Tokens in are exact.
+Tokens out lie between two bounds; --pilot K runs K rows on this machine's devices and forecasts
+them. Hours and money follow from arithmetic limits, the share of them that is usually reached, and
+a table of prices that you can replace: --rates FILE.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.commands import generate
+
+if TYPE_CHECKING:
+    from pipeline.estimate.summary import Estimate
+
+HELP = "say what a job will read, write and cost"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments: those of generate, and its own."""
+    group = parser.add_argument_group("plan")
+    add = group.add_argument
+    add("--pilot", type=int, default=0, metavar="K", help="forecast from K rows run on the model")
+    add("--rates", metavar="FILE", help="a table of prices (pipeline/estimate/rates.toml)")
+    add("--workers", type=int, metavar="N", help="processes that read (one a core)")
+    add("--json", action="store_true", help="for a machine")
+    generate.add_arguments(parser, output_required=False)
+
+
+def run(given: argparse.Namespace, _: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    from pipeline.cli import OK, ROW_ERRORS
+    from pipeline.estimate.summary import print_estimate
+
+    found = estimate(given)
+    if given.json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        print_estimate(found)
+    return ROW_ERRORS if found.census.errors else OK
+
+
+def estimate(given: argparse.Namespace) -> "Estimate":
+    """All that the command tells."""
+    from pipeline.estimate.census import take_census
+    from pipeline.estimate.cost import read_rates
+    from pipeline.estimate.forecast import run_pilot
+    from pipeline.estimate.summary import Estimate
+    from pipeline.prepare import check_job
+    from schemas.error import SetupError
+
+    if given.pilot < 0:
+        raise SetupError(f"--pilot must not be negative, got {given.pilot}")
+    rates = read_rates(given.rates)
+    # A plan touches no output folder, but the options of a job name one.
+    given.output = given.output or "."
+    job, _, chunks = check_job(generate.options_of(given))
+    with _Bar(job.rows) as bar:
+        census = take_census(
+            job, chunks, pilot=given.pilot, workers=given.workers, progress=bar.advance
+        )
+    pilot = run_pilot(job, census) if given.pilot and census.pilot else None
+    return Estimate.of(job, chunks, census, pilot, rates, bar.seconds)
+
+
+class _Bar:
+    """Rows read, on a terminal; nothing elsewhere."""
+
+    def __init__(self, rows: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bar = Progress(
+            "reading",
+            BarColumn(),
+            MofNCompleteColumn(),
+            "rows",
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("", total=rows)
+        self.seconds = 0.0
+
+    def advance(self, rows: int) -> None:
+        """So many more rows."""
+        self._bar.advance(self._task, rows)
+
+    def __enter__(self) -> "_Bar":
+        import time
+
+        self._began = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import time
+
+        self._bar.stop()
+        self.seconds = time.monotonic() - self._began
