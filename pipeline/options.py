@@ -1,12 +1,14 @@
-"""What a generation job is asked to do, checked before anything is read or built."""
+"""What a generation job is asked to do, checked before anything is read or built.
+
+NumPy, fsspec and pyarrow are imported when a job is looked at: ``grok1 --help`` does not wait for
+them.
+"""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from model.checkpoint import files
 from model.engine.options import NUMERICS_VERSION, EngineOptions
-from schemas.completion import SCHEMA_VERSION
 from schemas.error import SetupError
 from schemas.sampling import SamplingParams
 
@@ -97,6 +99,8 @@ class GenerateOptions:
         Threads, slots and budgets are not among them: they change when a row is computed, not what
         comes out.
         """
+        from schemas.completion import SCHEMA_VERSION
+
         return {
             **self.sampling.result_settings(),
             "run_seed": self.run_seed,
@@ -115,5 +119,7 @@ class GenerateOptions:
     @property
     def shown_input(self) -> str:
         """How messages call the input."""
+        from model.checkpoint import files
+
         more = f" and {len(self.input) - 1} more" if len(self.input) > 1 else ""
         return files.redact(self.input[0]) + more

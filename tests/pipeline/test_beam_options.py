@@ -1,0 +1,74 @@
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from pipeline.beam_options import check, complete, local_options, runner_name
+from pipeline.job import wire
+from schemas.error import SetupError
+
+LOCAL = [
+    "DirectRunner",
+    "directrunner",
+    "Direct",
+    "SwitchingDirectRunner",
+    "FnApiRunner",
+    "fnapi",
+    "apache_beam.runners.direct.direct_runner.DirectRunner",
+]
+ELSEWHERE = ["DataflowRunner", "FlinkRunner", "PrismRunner", "my.own.Runner"]
+
+
+def options(arguments):
+    return PipelineOptions(complete(arguments))
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_the_local_runner_by_any_name_is_the_one_that_needs_no_download(name):
+    assert options(["--runner", name]).view_as(StandardOptions).runner == "FnApiRunner"
+    assert runner_name(PipelineOptions([f"--runner={name}"])) == "FnApiRunner"
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_another_runner_is_left_alone(name):
+    arguments = [f"--runner={name}", "--region=x"]
+    assert complete(arguments) == arguments
+    assert runner_name(PipelineOptions([f"--runner={name}"])) is None
+
+
+def test_a_local_run_has_chunks_in_flight():
+    direct = local_options().view_as(DirectOptions)
+    assert (direct.direct_running_mode, direct.direct_num_workers) == ("multi_threading", 4)
+    own = options(["--direct_num_workers=2", "--direct_running_mode", "in_memory"])
+    assert own.view_as(DirectOptions).direct_num_workers == 2
+    assert own.view_as(DirectOptions).direct_running_mode == "in_memory"
+
+
+@pytest.mark.parametrize("given", [None, PipelineOptions([]), PipelineOptions(["--runner=Direct"])])
+def test_a_pipeline_of_the_api_runs_here_too(prepare, given):
+    pipeline = wire(prepare({"prompt": ["a"]}), given)
+    assert isinstance(pipeline, beam.Pipeline)
+    assert type(pipeline.runner) is FnApiRunner
+
+
+def test_beams_own_arguments_are_known():
+    check(complete(["--direct_num_workers=2", "--job_name=x", "--save_main_session"]), [])
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("--temprature=1", "did you mean --temperature?"),
+        ("--direct_num_worker=1", "did you mean --direct_num_workers?"),
+        ("--zzzzzzzz", "see grok1 generate --help"),
+        ("stray", "see grok1 generate --help"),
+    ],
+)
+def test_a_typing_error_is_told(argument, hint):
+    with pytest.raises(SetupError, match=f"unknown argument {argument.partition('=')[0]}; ") as e:
+        check(complete([argument]), ["--temperature"])
+    assert hint in str(e.value)
+
+
+def test_a_runner_elsewhere_may_have_options_of_its_own():
+    check(complete(["--runner=my.own.Runner", "--its_own=1"]), [])
