@@ -150,7 +150,7 @@ class Forward:
         # One token more, since the last of a prompt is a decode step's.
         scheduler.add(Request(prompt_token_ids=(*tokens, 0), params=SamplingParams()), None)
         scheduler.admit()
-        segments, _ = scheduler.plan(shapes.prefill_rows, shapes.prefill_blocks)
+        segments = scheduler.plan(shapes.prefill_rows, shapes.prefill_blocks).segments
         got = self.step(self.params, *batch.pack(segments, shapes))[: len(tokens)]
         return np.linalg.norm(got - want) / np.linalg.norm(want)
 
