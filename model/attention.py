@@ -14,54 +14,8 @@ from jax import lax
 
 from model.config import Grok1Config
 from model.numerics import Numerics
+from model.paged_cache import Page, PagedCache
 from model.trees import Leaf
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PagedCache:
-    """Keys and values of all sequences, in pages of C tokens.
-
-    Attributes:
-      keys: [L, pages, C, K, N]; page 0 belongs to no sequence and takes the writes of unused rows.
-      values: the same.
-    """
-
-    keys: Leaf
-    values: Leaf
-
-    @property
-    def block_size(self) -> int:
-        """C."""
-        return self.keys.shape[2]
-
-    def write(
-        self, layer: jax.Array, at: "Place", keys: jax.Array, values: jax.Array
-    ) -> "PagedCache":
-        """The cache with [T, K, N] keys and values stored at ``at``."""
-        where = (layer, at.page, at.offset)
-        return PagedCache(
-            self.keys.at[where].set(keys.astype(self.keys.dtype)),
-            self.values.at[where].set(values.astype(self.values.dtype)),
-        )
-
-    def read(self, layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values [B, C, K, N] of one page for each of B sequences."""
-        return self.keys[layer, pages], self.values[layer, pages]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where T tokens stand in the cache.
-
-    Attributes:
-      page: [T] physical page.
-      offset: [T] row of the page.
-    """
-
-    page: Leaf
-    offset: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -108,35 +62,39 @@ def attention(
     Own keys and values must have been written before. Rows that ``queries`` leaves out are zero.
     """
     _, heads, size = query.shape
-    kv_heads = cache.keys.shape[3]
+    kv_heads = cache.keys.shape[2]
     padded = jnp.concatenate([query, jnp.zeros((1, heads, size), query.dtype)])
     blocks = padded[queries.rows]
     blocks = blocks.reshape(*queries.rows.shape, kv_heads, heads // kv_heads, size)
     blocks = blocks.astype(numerics.operand)
 
-    def weights(page: jax.Array, keys: jax.Array) -> jax.Array:
+    def weights(page: jax.Array, cached: Page) -> jax.Array:
         """[B, K, G, Q, C] exponentials of the capped logits; zero where a key may not be seen."""
-        logits = numerics.round(numerics.einsum("bqkgn,bckn->bkgqc", blocks, keys))
-        logits = logits * config.attn_output_multiplier
+        keys = cached.keys.astype(numerics.operand)
+        logits = numerics.einsum("bqkgn,bkcn->bkgqc", blocks, keys)
+        if cached.key_scales is not None:
+            logits = logits * cached.key_scales[:, :, None, None, :]
+        logits = numerics.round(logits) * config.attn_output_multiplier
         logits = config.attn_logit_cap * jnp.tanh(logits / config.attn_logit_cap)
         key_position = page * cache.block_size + jnp.arange(cache.block_size)
         seen = key_position <= queries.positions[:, None, None, :, None]
         return jnp.where(seen, jnp.exp(logits), 0.0)
 
     def total(page, so_far):
-        keys, _ = cache.read(layer, queries.pages[:, page])
-        return so_far + weights(page, keys).sum(-1)
+        return so_far + weights(page, cache.read(layer, queries.pages[:, page])).sum(-1)
 
     def add(page, so_far):
         mixed, norm = so_far
-        keys, values = cache.read(layer, queries.pages[:, page])
-        share = weights(page, keys)
+        cached = cache.read(layer, queries.pages[:, page])
+        share = weights(page, cached)
         if numerics.rounds:  # the release rounds normalised weights, so their sum is known first
             share = share / norm[..., None]
-        share = share.astype(numerics.operand)
-        mixed = mixed + numerics.einsum("bkgqc,bckn->bkgqn", share, values)
         if not numerics.rounds:
-            norm = norm + share.astype(jnp.float32).sum(-1)
+            norm = norm + share.astype(numerics.operand).astype(jnp.float32).sum(-1)
+        if cached.value_scales is not None:
+            share = share * cached.value_scales[:, :, None, None, :]
+        share, values = share.astype(numerics.operand), cached.values.astype(numerics.operand)
+        mixed = mixed + numerics.einsum("bkgqc,bkcn->bkgqn", share, values)
         return mixed, norm
 
     shape = (len(queries.pages), kv_heads, heads // kv_heads, queries.rows.shape[1])

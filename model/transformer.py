@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.attention import PagedCache, Place, Queries, attention, rotary
+from model.attention import Queries, attention, rotary
 from model.config import Grok1Config
 from model.moe import Routing, mixture, route, router_logits
 from model.numerics import Numerics
+from model.paged_cache import PagedCache, Place
 from model.quantization import matmul
 from model.sharding import Collectives
 from model.trees import Leaf

@@ -112,6 +112,7 @@ class GenerateOptions:
             "unique_custom_id": self.unique_custom_id,
             "numerics": self.engine.numerics,
             "collectives": self.engine.collectives,
+            "kv_cache_dtype": self.engine.kv_cache_dtype,
             "numerics_version": NUMERICS_VERSION,
             "schema_version": SCHEMA_VERSION,
         }

@@ -225,6 +225,7 @@ class Engine:
         return {
             "numerics": plan.numerics.name,
             "collectives": "ordered" if plan.ordered else "psum",
+            "kv_cache_dtype": "int8" if plan.quantized_cache else "auto",
             "slots": str(shapes.rows),
             "block_size": str(shapes.block_size),
             "max_context": str(shapes.max_context),

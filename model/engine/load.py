@@ -47,7 +47,15 @@ def load(
     weights = abstract_params(checkpoint.config, mesh, numerics, layout)
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights)]
     shapes = choose_shapes(checkpoint.config, options, describe_machine(mesh, sum(sizes)))
-    plan = Plan(checkpoint.config, numerics, layout, shapes, mesh, options.collectives == "ordered")
+    plan = Plan(
+        checkpoint.config,
+        numerics,
+        layout,
+        shapes,
+        mesh,
+        ordered=options.collectives == "ordered",
+        quantized_cache=options.kv_cache_dtype == "int8",
+    )
     compiled = CompiledSteps(plan)
     with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
         compiling = pool.submit(

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from model.attention import PagedCache
 from model.engine.batch import ask, pack
 from model.engine.cache import PagePool
 from model.engine.output import End, Finisher, Sample, Ticket
@@ -26,6 +25,7 @@ from model.engine.sequence import Admission, Segment, Sequence
 from model.engine.shapes import Shapes
 from model.engine.state import STOP_IDS, SlotState, empty_slots
 from model.engine.step import Rounds
+from model.paged_cache import PagedCache
 from model.transformer import Params
 
 IN_FLIGHT = 2

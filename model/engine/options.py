@@ -15,6 +15,10 @@ NUMERICS_VERSION = 1
 COLLECTIVES = ("ordered", "psum")
 """How partial sums of devices meet: in rank order (bitwise the same for every row), or psum."""
 
+KV_CACHE_DTYPES = ("auto", "int8")
+"""What keys and values are kept as: the mode's activations, or int8 with a scale for each vector,
+half the bytes for a little error."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
@@ -28,6 +32,7 @@ class EngineOptions:
       cache_tokens: capacity of the cache over all sequences.
       devices: devices of the tensor-parallel mesh, 1, 2, 4 or 8.
       collectives: one of ``COLLECTIVES``.
+      kv_cache_dtype: one of ``KV_CACHE_DTYPES``.
       prefill_rows: prompt tokens of one prefill step.
       steps_per_round: decode steps on the device between two looks of the host.
     """
@@ -39,15 +44,20 @@ class EngineOptions:
     cache_tokens: int | None = None
     devices: int | None = None
     collectives: str = "ordered"
+    kv_cache_dtype: str = "auto"
     prefill_rows: int | None = None
     steps_per_round: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("numerics", NUMERICS), ("collectives", COLLECTIVES)):
-            if getattr(self, name) not in allowed:
-                raise SetupError(
-                    f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
+        for name, allowed in (
+            ("numerics", NUMERICS),
+            ("collectives", COLLECTIVES),
+            ("kv_cache_dtype", KV_CACHE_DTYPES),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                flag = name.replace("_", "-")
+                raise SetupError(f"--{flag} must be one of {', '.join(allowed)}, got {value!r}")
         for name in (
             "slots",
             "max_context",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from model.attention import PagedCache, Place, Queries
+from model.attention import Queries
 from model.config import Grok1Config
 from model.engine import step
 from model.engine.score import Asks
@@ -21,6 +21,7 @@ from model.engine.shapes import Shapes
 from model.engine.state import edit_slots, empty_slots
 from model.layout import Layout, abstract_params, param_specs
 from model.numerics import Numerics
+from model.paged_cache import PagedCache, Place, copy_pages
 from model.sharding import MODEL, Collectives
 from model.transformer import Network, TokenRows
 
@@ -38,6 +39,7 @@ class Plan:
       shapes: the sizes.
       mesh: the devices, present or only described.
       ordered: whether devices' sums run in rank order.
+      quantized_cache: whether the cache holds int8 and scales.
     """
 
     config: Grok1Config
@@ -46,6 +48,7 @@ class Plan:
     shapes: Shapes
     mesh: Mesh
     ordered: bool = True
+    quantized_cache: bool = False
 
     def network(self, tile_rows: int, expert_rows: int) -> Network:
         """The network as a step of this tile size runs it."""
@@ -65,8 +68,9 @@ class Plan:
     @property
     def cache_spec(self) -> PagedCache:
         """The cache is split by KV heads."""
-        spec = PartitionSpec(None, None, None, MODEL, None)
-        return PagedCache(spec, spec)
+        vectors = PartitionSpec(None, None, MODEL, None, None)
+        scales = PartitionSpec(None, None, MODEL, None) if self.quantized_cache else None
+        return PagedCache(vectors, vectors, scales, scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +148,7 @@ def steps(plan: Plan) -> dict[str, Step]:
             (1, 2),
         ),
         Step("edit_slots", edit_slots, (same, same, same), same, (state, flags, state), (0,)),
-        Step(
-            "copy_pages", step.copy_pages, (cached, same, same), cached, (cache, pages, pages), (0,)
-        ),
+        Step("copy_pages", copy_pages, (cached, same, same), cached, (cache, pages, pages), (0,)),
     ]
     return {s.name: s for s in made}
 
@@ -193,12 +195,15 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
 
 
 def abstract_cache(plan: Plan) -> PagedCache:
-    """Shape and sharding of the cache: [L, pages, C, K, N] twice."""
-    c, shapes = plan.config, plan.shapes
-    shape = (c.num_layers, shapes.pages, shapes.block_size, c.num_kv_heads, c.key_size)
-    spec = plan.cache_spec.keys
-    array = _abstract(shape, plan.numerics.operand, plan.mesh, spec)
-    return PagedCache(array, array)
+    """Shape and sharding of the cache."""
+    c, shapes, specs = plan.config, plan.shapes, plan.cache_spec
+    shape = (c.num_layers, shapes.pages, c.num_kv_heads, shapes.block_size)
+    dtype = jnp.int8 if plan.quantized_cache else plan.numerics.operand
+    vectors = _abstract((*shape, c.key_size), dtype, plan.mesh, specs.keys)
+    if not plan.quantized_cache:
+        return PagedCache(vectors, vectors)
+    scales = _abstract(shape, jnp.float32, plan.mesh, specs.key_scales)
+    return PagedCache(vectors, vectors, scales, scales)
 
 
 def abstract_prompts(plan: Plan) -> tuple[TokenRows, Queries]:

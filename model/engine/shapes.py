@@ -118,8 +118,11 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
 
 def cache_bytes_per_token(config: Grok1Config, options: EngineOptions) -> int:
     """Bytes of one token's keys and values in all layers, over all devices."""
-    width = 4 if options.numerics == "float32" else 2
-    return 2 * config.num_layers * config.num_kv_heads * config.key_size * width
+    if options.kv_cache_dtype == "int8":
+        vector = config.key_size + 4
+    else:
+        vector = config.key_size * (4 if options.numerics == "float32" else 2)
+    return 2 * config.num_layers * config.num_kv_heads * vector
 
 
 def _expert_rows(config: Grok1Config, rows: int, on_cpu: bool) -> int:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.attention import PagedCache, Place, Queries
+from model.attention import Queries
 from model.engine.sampler import Draws, Knobs, sample
 from model.engine.score import Asks, Scores, judge
 from model.engine.state import SlotState
+from model.paged_cache import PagedCache, Place
 from model.transformer import (
     Network,
     Params,
@@ -190,11 +191,6 @@ def choose_slots(
     slots = slots.reshape(devices, rows // tile_rows, -1).swapaxes(0, 1).reshape(rows)
     per_tile = tile_rows // devices
     return slots, (used.sum(-1).max() + per_tile - 1) // per_tile
-
-
-def copy_pages(cache: PagedCache, source: jax.Array, target: jax.Array) -> PagedCache:
-    """Copies whole pages [X] -> [X] in all layers; page 0 onto itself where there is none."""
-    return jax.tree.map(lambda pages: pages.at[:, target].set(pages[:, source]), cache)
 
 
 def _place(pages: jax.Array, positions: jax.Array, block_size: int) -> Place:

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from model.engine.options import COLLECTIVES, NUMERICS, EngineOptions
+from model.engine.options import COLLECTIVES, KV_CACHE_DTYPES, NUMERICS, EngineOptions
 from pipeline.options import BOS, OVER_LENGTH, GenerateOptions
 from schemas.error import SetupError
 from schemas.sampling import MAX_LOGPROBS, InvalidParameter, SamplingParams
@@ -161,6 +161,12 @@ def _add_engine(group: Any) -> None:
     add("--numerics", choices=NUMERICS, default=default.numerics, help="(%(default)s)")
     add("--slots", type=int, metavar="N", help="sequences decoded at once")
     add("--max-context", type=int, metavar="N", help="longest prompt and completion, in tokens")
+    add(
+        "--kv-cache-dtype",
+        choices=KV_CACHE_DTYPES,
+        default=default.kv_cache_dtype,
+        help="int8 halves the cache for a little error (%(default)s)",
+    )
     add("--devices", type=int, metavar="N", help="accelerators to use: 1, 2, 4 or 8")
     add("--collectives", choices=COLLECTIVES, default=default.collectives, help="(%(default)s)")
 
@@ -189,6 +195,7 @@ def options_of(given: argparse.Namespace) -> GenerateOptions:
             max_context=given.max_context,
             devices=given.devices,
             collectives=given.collectives,
+            kv_cache_dtype=given.kv_cache_dtype,
         ),
         columns=_pairs("--columns", given.columns),
         rename=_pairs("--rename", given.rename),

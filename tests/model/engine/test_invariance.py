@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from model import layout
-from model.attention import Place, Queries
+from model.attention import Queries
 from model.checkpoint.source import open_checkpoint
 from model.engine.options import EngineOptions
 from model.engine.programs import Plan, abstract_cache
 from model.engine.request import Request
 from model.engine.shapes import Machine, choose_shapes
 from model.numerics import MODES
+from model.paged_cache import Place
 from model.placement import load_params
 from model.sharding import make_mesh
 from model.transformer import TokenRows, forward

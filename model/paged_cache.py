@@ -1,0 +1,123 @@
+"""Keys and values of all sequences, in pages; as computed, or as int8 with a scale for each vector.
+
+A scale belongs to one token and one head, so what is stored of a token depends on nothing else.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from model.trees import Leaf
+
+_INT8_MAX = 127
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where T tokens stand in the cache.
+
+    Attributes:
+      page: [T] physical page.
+      offset: [T] row of the page.
+    """
+
+    page: Leaf
+    offset: Leaf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """One page for each of B sequences.
+
+    Attributes:
+      keys: [B, K, C, N].
+      values: the same.
+      key_scales: [B, K, C] float32 factors of int8 keys; None for others.
+      value_scales: the same for values.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    key_scales: jax.Array | None
+    value_scales: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedCache:
+    """Pages of C tokens; page 0 belongs to no sequence and takes the writes of unused rows.
+
+    Attributes:
+      keys: [L, pages, K, C, N]: what one head keeps of a page lies together.
+      values: the same.
+      key_scales: [L, pages, K, C] float32 factors of int8 keys; None for others.
+      value_scales: the same for values.
+    """
+
+    keys: Leaf
+    values: Leaf
+    key_scales: Leaf = None
+    value_scales: Leaf = None
+
+    @property
+    def block_size(self) -> int:
+        """C."""
+        return self.keys.shape[3]
+
+    def write(
+        self, layer: jax.Array, at: Place, keys: jax.Array, values: jax.Array
+    ) -> "PagedCache":
+        """The cache with [T, K, N] keys and values stored at ``at``."""
+        where = (layer, at.page, slice(None), at.offset)
+        if self.key_scales is None:
+            return PagedCache(
+                self.keys.at[where].set(keys.astype(self.keys.dtype)),
+                self.values.at[where].set(values.astype(self.values.dtype)),
+            )
+        whole_keys, key_scales = quantize_vectors(keys)
+        whole_values, value_scales = quantize_vectors(values)
+        return PagedCache(
+            self.keys.at[where].set(whole_keys),
+            self.values.at[where].set(whole_values),
+            self.key_scales.at[where].set(key_scales),
+            self.value_scales.at[where].set(value_scales),
+        )
+
+    def read(self, layer: jax.Array, pages: jax.Array) -> Page:
+        """The page of each of B sequences."""
+        scaled = self.key_scales is not None
+        return Page(
+            self.keys[layer, pages],
+            self.values[layer, pages],
+            self.key_scales[layer, pages] if scaled else None,
+            self.value_scales[layer, pages] if scaled else None,
+        )
+
+
+def quantize_vectors(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x [..., N] as int8 and its factors [...] float32: the largest of a vector becomes 127."""
+    x = x.astype(jnp.float32)
+    scales = jnp.max(jnp.abs(x), axis=-1) / _INT8_MAX
+    # A vector of zeros keeps factor zero, and divides by one.
+    whole = jnp.round(x / jnp.where(scales > 0, scales, 1.0)[..., None])
+    return jnp.clip(whole, -_INT8_MAX, _INT8_MAX).astype(jnp.int8), scales
+
+
+def copy_pages(cache: PagedCache, source: jax.Array, target: jax.Array) -> PagedCache:
+    """Copies whole pages [X] -> [X] in all layers; from page 0 on there are none.
+
+    One after the other, in place: all at once they would stand in memory twice.
+    """
+
+    def copy(i, cache):
+        def one(pages):
+            page = lax.dynamic_slice_in_dim(pages, source[i], 1, axis=1)
+            return lax.dynamic_update_slice_in_dim(pages, page, target[i], axis=1)
+
+        return jax.tree.map(one, cache)
+
+    return lax.fori_loop(0, (target > 0).sum(), copy, cache)
