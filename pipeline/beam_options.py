@@ -44,6 +44,12 @@ def complete(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def runs_here(arguments: Sequence[str]) -> bool:
+    """Whether completed arguments name a run in this very process, whose counters can be seen."""
+    apart = "--direct_running_mode=multi_processing"
+    return f"--runner={LOCAL_RUNNER}" in arguments and apart not in arguments
+
+
 def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
     """Refuses arguments that nobody knows, which Beam would drop with a warning at most.
 

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,6 +91,27 @@ class Committed:
     counts: Counts
 
 
+class Tally:
+    """What this process has committed so far, for whoever watches it. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._total = Counts()
+        self._lock = threading.Lock()
+
+    def add(self, counts: Counts) -> None:
+        """So much more."""
+        with self._lock:
+            self._total += counts
+
+    def total(self) -> Counts:
+        """All of it."""
+        return self._total
+
+
+tally = Tally()
+"""Of parts that this process wrote or found written."""
+
+
 def commit(job: Job, result: CompletionChunk) -> Committed:
     """Writes a chunk's part, unless it is there already.
 
@@ -113,6 +135,7 @@ def commit(job: Job, result: CompletionChunk) -> Committed:
     first = job.folder.create(chunk.part_name, sink.getvalue().to_pybytes())
     if not first:
         counts = read_counts(job.folder, chunk.part_name)
+    tally.add(counts)
     return Committed(part=chunk.part_name, first=first, counts=counts)
 
 

@@ -50,6 +50,7 @@ class Job:
       rows: how many rows.
       chunks: how many parts the output will have.
       done: how many of them were there when the job was prepared.
+      rows_done: rows of these.
     """
 
     options: GenerateOptions
@@ -67,6 +68,7 @@ class Job:
     rows: int
     chunks: int
     done: int
+    rows_done: int
 
     @property
     def folder(self) -> Folder:
@@ -92,10 +94,11 @@ def prepare_job(options: GenerateOptions) -> Job:
     with _writing(folder):
         plan.write_plan(folder, planned, chunks)
         present = folder.names()
-        done = sum(chunk.part_name in present for chunk in chunks)
-        if done < len(chunks) and SUCCESS in present:
+        done = [chunk for chunk in chunks if chunk.part_name in present]
+        if len(done) < len(chunks) and SUCCESS in present:
             folder.remove([SUCCESS, MANIFEST, MANIFEST_PARTS])
-    return dataclasses.replace(job, run_id=run_id, done=done)
+    rows_done = sum(chunk.rows for chunk in done)
+    return dataclasses.replace(job, run_id=run_id, done=len(done), rows_done=rows_done)
 
 
 def check_job(
@@ -152,6 +155,7 @@ def check_job(
         rows=sum(chunk.rows for chunk in chunks),
         chunks=len(chunks),
         done=0,
+        rows_done=0,
     )
     return job, planned, chunks
 

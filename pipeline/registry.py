@@ -7,6 +7,7 @@ belong to one process anyhow.
 import atexit
 import dataclasses
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -80,13 +81,39 @@ def load_engine(settings: EngineSettings) -> "Engine":
         raise SetupError(
             f"{files.redact(settings.checkpoint)} has changed since the run began; start it again"
         )
-    return Engine.from_checkpoint(
-        settings.checkpoint, tokenizer=settings.tokenizer, options=settings.options
-    )
+    try:
+        return Engine.from_checkpoint(
+            settings.checkpoint,
+            tokenizer=settings.tokenizer,
+            options=settings.options,
+            progress=_note_phase,
+        )
+    finally:
+        _phases.clear()
 
 
 factory: Callable[[EngineSettings], "Engine"] = load_engine
 """Makes an engine. A program may put its own here, to bring another implementation."""
+
+_phases: dict[str, tuple[float, float, float]] = {}
+
+
+def _note_phase(phase: str, done: float, of: float) -> None:
+    began = _phases[phase][2] if phase in _phases else time.monotonic()
+    _phases[phase] = (done, of, began)
+
+
+def phases() -> dict[str, tuple[float, float, float]]:
+    """Of an engine in the making: phase -> (done, of how much, when it began, monotonic)."""
+    return dict(_phases)
+
+
+def total_stats() -> EngineStats:
+    """The counters of this process's engines, summed."""
+    stats = [held.engine.stats() for held in list(_held.values())]
+    names = [field.name for field in dataclasses.fields(EngineStats)]
+    return EngineStats(**{name: sum(getattr(s, name) for s in stats) for name in names})
+
 
 _held: dict[EngineSettings, Held] = {}
 _lock = threading.Lock()

@@ -1,5 +1,6 @@
 """What ``grok1 generate`` does, once its arguments are understood."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -61,10 +62,13 @@ def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]
 
     from pipeline import beam_options
     from pipeline.job import run
+    from pipeline.progress import Progress
 
     arguments = beam_options.complete(beam_arguments)
+    watched = Progress(job) if beam_options.runs_here(arguments) else contextlib.nullcontext()
     try:
-        return run(job, PipelineOptions(arguments))
+        with watched:
+            return run(job, PipelineOptions(arguments))
     except KeyboardInterrupt:
         from pipeline import registry
 

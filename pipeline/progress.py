@@ -1,0 +1,178 @@
+"""How a local run gets on: one line that lives on a terminal, a line a minute elsewhere.
+
+It looks at the counters that this process keeps anyhow, the engine's and the commits', from a
+thread of its own; it never asks the output folder or the devices for anything.
+"""
+
+import collections
+import dataclasses
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from model.engine.options import EngineStats
+from pipeline import registry
+from pipeline.commit import tally
+from pipeline.prepare import Job
+
+_REFRESH_SECONDS = 0.5
+_LOG_SECONDS = 60.0
+_WINDOW_SECONDS = 15.0
+"""Rates are those of the last so many seconds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The counters at one moment.
+
+    Attributes:
+      at: seconds, monotonic.
+      committed: input rows in parts that this run wrote or found.
+      errored: those of them that are errors.
+      stats: the engine's; zeros before there is one.
+      phases: of an engine in the making: phase -> (done, of how much, when it began).
+    """
+
+    at: float
+    committed: int
+    errored: int
+    stats: EngineStats
+    phases: dict[str, tuple[float, float, float]]
+
+
+def read_counters() -> Reading:
+    """Looks at the counters of this process."""
+    counts = tally.total()
+    return Reading(
+        at=time.monotonic(),
+        committed=counts.rows_in,
+        errored=counts.errored,
+        stats=registry.total_stats(),
+        phases=registry.phases(),
+    )
+
+
+class Line:
+    """Turns readings into a line of text."""
+
+    def __init__(self, job: Job, first: Reading) -> None:
+        """``first`` is the reading before the run began, that others are compared with."""
+        self._rows, self._done_before = job.rows, job.rows_done
+        self._first = first
+        self._window: collections.deque[Reading] = collections.deque([first])
+        self._rows_began: float | None = None
+
+    def tell(self, now: Reading) -> str:
+        """The line, once ``now`` is the latest reading."""
+        self._window.append(now)
+        while len(self._window) > 2 and now.at - self._window[0].at > _WINDOW_SECONDS:
+            self._window.popleft()
+        done = self._done_before + now.committed - self._first.committed
+        words = [f"{done:,} of {self._rows:,} rows ({done / max(1, self._rows):.0%})"]
+        if errored := now.errored - self._first.errored:
+            words.append(f"{errored:,} errored")
+        drawn = now.stats.decode_rows_used - self._first.stats.decode_rows_used
+        if not drawn:
+            return " · ".join([*words, *_preparation(now)])
+        words += self._rates(now)
+        if (left := self._seconds_left(now, done)) is not None:
+            words.append(f"{duration(left)} left")
+        return " · ".join(words)
+
+    def _rates(self, now: Reading) -> list[str]:
+        then = self._window[0]
+        seconds = max(now.at - then.at, 1e-9)
+
+        def gain(name: str) -> int:
+            return getattr(now.stats, name) - getattr(then.stats, name)
+
+        rates = [
+            f"{gain('prefilled_tokens') / seconds:,.0f} prompt tokens/s",
+            f"{gain('decode_rows_used') / seconds:,.0f} completion tokens/s",
+        ]
+        if rows := gain("decode_rows"):
+            rates.append(f"slots {gain('decode_rows_used') / rows:.0%} full")
+        return rates
+
+    def _seconds_left(self, now: Reading, done: int) -> float | None:
+        """By the rows that the engine has answered since its first: chunks commit too rarely."""
+        if self._rows_began is None:
+            self._rows_began = now.at
+            return None
+        answered = now.stats.requests - self._first.stats.requests
+        answered = max(answered, now.committed - self._first.committed)
+        if answered < 1:
+            return None
+        left = max(0, self._rows - self._done_before - answered)
+        return left * (now.at - self._rows_began) / answered
+
+
+def _preparation(now: Reading) -> list[str]:
+    """What goes on before the first token."""
+    words = []
+    for phase, (done, of, began) in now.phases.items():
+        if phase == "loading":
+            rate = done / max(now.at - began, 1e-9)
+            words.append(f"loading {done / 1e9:.1f} of {of / 1e9:.1f} GB, {rate / 1e9:.2f} GB/s")
+        else:
+            words.append(f"{phase} {done:.0f} of {of:.0f} steps")
+    return words or ["reading"]
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``45 s``, ``3 min 20 s``, ``5 h 12 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+class Progress:
+    """A context in which the line is shown."""
+
+    def __init__(self, job: Job, stream: TextIO | None = None) -> None:
+        """Args: the job, and where to write; by default stderr."""
+        self._stream = stream or sys.stderr
+        self._line = Line(job, read_counters())
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="grok1-progress", daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._stream.isatty():
+            self._live()
+            return
+        while not self._ended.wait(_LOG_SECONDS):
+            stamp = time.strftime("%H:%M:%S")
+            print(f"{stamp} {self._line.tell(read_counters())}", file=self._stream, flush=True)
+
+    def _live(self) -> None:
+        spinner = Spinner("dots", style="cyan")
+        console = Console(file=self._stream)
+        with Live(spinner, console=console, transient=True, refresh_per_second=4):
+            while not self._ended.wait(_REFRESH_SECONDS):
+                text = Text(self._line.tell(read_counters()), overflow="ellipsis", no_wrap=True)
+                spinner.update(text=text)

@@ -1,0 +1,84 @@
+import io
+import re
+import types
+
+import pytest
+
+from model.engine.options import EngineStats
+from pipeline.progress import Line, Progress, Reading, duration
+
+JOB = types.SimpleNamespace(rows=1000, rows_done=200)
+
+
+def reading(at: float, committed: int = 0, errored: int = 0, phases=(), **stats: int) -> Reading:
+    return Reading(
+        at=at,
+        committed=committed,
+        errored=errored,
+        stats=EngineStats(**stats),
+        phases=dict(phases),
+    )
+
+
+def test_before_the_first_token_it_tells_the_phases():
+    line = Line(JOB, reading(0.0))
+    assert line.tell(reading(1.0)) == "200 of 1,000 rows (20%) · reading"
+    phases = {"loading": (2e9, 8e9, 1.0), "compiling": (1, 4, 1.0)}
+    told = line.tell(reading(5.0, phases=phases.items()))
+    assert told.endswith("loading 2.0 of 8.0 GB, 0.50 GB/s · compiling 1 of 4 steps")
+
+
+def test_rates_are_those_of_the_last_seconds_and_not_of_other_runs():
+    before = {"decode_rows_used": 50, "decode_rows": 60, "requests": 7}
+    line = Line(JOB, reading(0.0, committed=40, errored=1, **before))
+    slow = {"decode_rows_used": 60, "decode_rows": 160, "requests": 7, "prefilled_tokens": 0}
+    line.tell(reading(1000.0, committed=40, errored=1, **slow))
+    fast = {"decode_rows_used": 1060, "decode_rows": 1410, "requests": 27, "prefilled_tokens": 300}
+    told = line.tell(reading(1010.0, committed=60, errored=4, **fast))
+    assert told.startswith("220 of 1,000 rows (22%) · 3 errored · ")
+    assert "30 prompt tokens/s · 100 completion tokens/s · slots 80% full" in told
+
+
+def test_what_is_left_follows_from_rows_answered():
+    line = Line(JOB, reading(0.0))
+    line.tell(reading(10.0, decode_rows_used=1, decode_rows=1))
+    told = line.tell(reading(110.0, decode_rows_used=900, decode_rows=900, requests=100))
+    assert told.endswith("11 min 40 s left")  # 700 rows at one a second
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (18720, "5 h 12 min")]
+)
+def test_durations(seconds, told):
+    assert duration(seconds) == told
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_one_line_and_is_left_clean(monkeypatch):
+    monkeypatch.setattr("pipeline.progress._REFRESH_SECONDS", 0.01)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Progress(JOB, stream) as progress:
+        while "200 of 1,000 rows" not in stream.getvalue():
+            pass
+    assert not progress._thread.is_alive()
+    erased, shown = "\x1b[2K", "\x1b[?25h"  # the line, and the cursor again
+    assert stream.getvalue().rfind(erased) > stream.getvalue().rfind("rows (20%)")
+    assert stream.getvalue().rfind(shown) > stream.getvalue().rfind("\x1b[?25l")
+
+
+def test_elsewhere_it_is_a_line_a_minute(monkeypatch):
+    quiet = io.StringIO()
+    with Progress(JOB, quiet):
+        pass
+    assert quiet.getvalue() == ""
+    monkeypatch.setattr("pipeline.progress._LOG_SECONDS", 0.01)
+    stream = io.StringIO()
+    with Progress(JOB, stream):
+        while "\n" not in stream.getvalue():
+            pass
+    assert re.match(r"\d\d:\d\d:\d\d 200 of 1,000 rows \(20%\) · reading\n", stream.getvalue())
