@@ -74,7 +74,8 @@ class Line:
         self._window.append(now)
         while len(self._window) > 2 and now.at - self._window[0].at > _WINDOW_SECONDS:
             self._window.popleft()
-        done = self._done_before + now.committed - self._first.committed
+        # What the engine has answered is done, though its chunk is committed only as a whole.
+        done = self._done_before + self._answered(now)
         words = [f"{done:,} of {self._rows:,} rows ({done / max(1, self._rows):.0%})"]
         if errored := now.errored - self._first.errored:
             words.append(f"{errored:,} errored")
@@ -102,16 +103,17 @@ class Line:
         return rates
 
     def _seconds_left(self, now: Reading, done: int) -> float | None:
-        """By the rows that the engine has answered since its first: chunks commit too rarely."""
+        """By the time that a row has taken since the first token."""
         if self._rows_began is None:
             self._rows_began = now.at
             return None
+        answered = self._answered(now)
+        return (self._rows - done) * (now.at - self._rows_began) / answered if answered else None
+
+    def _answered(self, now: Reading) -> int:
         answered = now.stats.requests - self._first.stats.requests
-        answered = max(answered, now.committed - self._first.committed)
-        if answered < 1:
-            return None
-        left = max(0, self._rows - self._done_before - answered)
-        return left * (now.at - self._rows_began) / answered
+        committed = now.committed - self._first.committed
+        return min(max(answered, committed), self._rows - self._done_before)
 
 
 def _preparation(now: Reading) -> list[str]:
@@ -120,7 +122,10 @@ def _preparation(now: Reading) -> list[str]:
     for phase, (done, of, began) in now.phases.items():
         if phase == "loading":
             rate = done / max(now.at - began, 1e-9)
-            words.append(f"loading {done / 1e9:.1f} of {of / 1e9:.1f} GB, {rate / 1e9:.2f} GB/s")
+            unit, name = (1e9, "GB") if of >= 1e9 else (1e6, "MB")
+            words.append(
+                f"loading {done / unit:.1f} of {of / unit:.1f} {name}, {rate / 1e9:.2f} GB/s"
+            )
         else:
             words.append(f"{phase} {done:.0f} of {of:.0f} steps")
     return words or ["reading"]
