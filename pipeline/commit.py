@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
+from pipeline.claim import JOB
 from pipeline.elements import CompletionChunk
 from pipeline.footer import read_footer
-from pipeline.prepare import JOB, Job
+from pipeline.prepare import Job
 from pipeline.storage import Folder
+from schemas.error import INPUT_ERRORS
 
 PROVENANCE, RUN, COUNTS = b"grok1.provenance", b"grok1.run", b"grok1.counts"
 """Keys of a part's footer, JSON each. Equal jobs write equal parts, but for ``grok1.run``, which
@@ -199,6 +201,7 @@ def _metadata(job: Job, result: CompletionChunk, counts: Counts) -> dict[bytes, 
             "footer": chunk.file.footer,
             "first_row": chunk.first_row,
             "rows": chunk.rows,
+            "fault": _input_fault(result),
         },
         "engine": result.engine,
         "code": code_identity(),
@@ -213,6 +216,12 @@ def _metadata(job: Job, result: CompletionChunk, counts: Counts) -> dict[bytes, 
     }
     values = {PROVENANCE: provenance, COUNTS: dataclasses.asdict(counts), RUN: run}
     return {key: json.dumps(value, sort_keys=True).encode() for key, value in values.items()}
+
+
+def _input_fault(result: CompletionChunk) -> str | None:
+    """Why rows of the chunk could not be read; None if all could."""
+    faults = (error for error in result.errors.values() if error.code in INPUT_ERRORS)
+    return next((error.sentence() for error in faults), None)
 
 
 def project_version() -> str:

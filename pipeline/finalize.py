@@ -3,19 +3,25 @@
 import collections
 import datetime
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
+from pipeline import file_errors
+from pipeline.claim import FILE_ERRORS, JOB, MANIFEST, MANIFEST_PARTS, SUCCESS
 from pipeline.commit import COUNTS, PROVENANCE, RUN, Counts, NotConserved, check_owner
 from pipeline.footer import read_footer
-from pipeline.plan import Chunk, is_part, read_chunks
-from pipeline.prepare import JOB, MANIFEST, MANIFEST_PARTS, SUCCESS, Job
+from pipeline.plan import Chunk, is_part, read_chunks, read_files
+from pipeline.prepare import Job
 from pipeline.storage import TEMPORARY, Folder
 from schemas.completion import SCHEMA_VERSION
 from schemas.error import SetupError
+
+_FILE_ERRORS_SHOWN = 100
+"""In the manifest; all are in ``_errors/files.parquet``."""
 
 
 def finalize(job: Job) -> dict[str, Any]:
@@ -39,8 +45,11 @@ def finalize(job: Job) -> dict[str, Any]:
     if lost:
         raise NotConserved(f"{len(lost)} of {len(chunks)} parts are missing, such as {lost[0]}")
     lines = files.in_parallel(lambda chunk: _line(folder, chunk, present), chunks)
-    manifest = _manifest(job, lines)
+    faults = file_errors.collect(read_files(folder), lines)
+    manifest = _manifest(job, lines, faults)
     folder.replace(MANIFEST_PARTS, _parquet(lines))
+    if faults:
+        folder.replace(FILE_ERRORS, _parquet(faults, file_errors.SCHEMA))
     folder.replace(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     planned = {chunk.part_name for chunk in chunks}
     strays = [name for name in present if is_stray(name, planned)]
@@ -62,8 +71,9 @@ def survey(folder: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     Returns:
       JSON-ready: ``url``, ``run_id``, ``settings``, ``state`` (``complete`` or ``unfinished``),
-      ``parts``, ``parts_present``, ``rows``, ``totals`` (see ``commit.Counts``), ``faults`` (a
-      sentence each). And a line for each sound part, as in ``_manifest.parquet``.
+      ``parts``, ``parts_present``, ``rows``, ``totals`` (see ``commit.Counts``),
+      ``file_errors`` (see ``file_errors.collect``), ``faults`` (a sentence each). And a line for
+      each sound part, as in ``_manifest.parquet``.
     """
     job = json.loads(folder.read(JOB) or b"{}")
     chunks, present = read_chunks(folder), folder.names()
@@ -93,6 +103,7 @@ def survey(folder: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "parts_present": len(there),
         "rows": sum(chunk.rows for chunk in chunks),
         "totals": vars(total),
+        "file_errors": file_errors.collect(read_files(folder), lines),
         "faults": faults,
     }
     return found, lines
@@ -128,10 +139,13 @@ def _line(folder: Folder, chunk: Chunk, present: dict[str, int]) -> dict[str, An
         "committed_at": run["committed_at"],
         "engine": json.dumps(provenance["engine"], sort_keys=True),
         "code": provenance["code"],
+        "input_fault": provenance["input"]["fault"],
     }
 
 
-def _manifest(job: Job, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _manifest(
+    job: Job, lines: list[dict[str, Any]], faults: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     total = _total(lines)
     if total.rows_in != job.rows:
         raise NotConserved(f"the plan has {job.rows} rows, the parts have {total.rows_in}")
@@ -143,6 +157,9 @@ def _manifest(job: Job, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "files": job.files,
+        "files_errored": len(faults),
+        "files_of_unknown_rows": sum(fault["rows"] is None for fault in faults),
+        "file_errors": list(faults[:_FILE_ERRORS_SHOWN]),
         "parts": len(lines),
         **vars(total),
         "engines": [{**json.loads(text), "parts": n} for text, n in sorted(engines.items())],
@@ -161,7 +178,7 @@ def _total(lines: list[dict[str, Any]]) -> Counts:
     return total
 
 
-def _parquet(lines: list[dict[str, Any]]) -> bytes:
+def _parquet(lines: list[dict[str, Any]], schema: pa.Schema | None = None) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(lines), sink, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(lines, schema), sink, compression="zstd")
     return sink.getvalue().to_pybytes()

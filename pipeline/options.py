@@ -41,9 +41,10 @@ class GenerateOptions:
       limit: only this many rows, from the beginning.
       over_length: one of ``OVER_LENGTH``.
       bos: one of ``BOS``.
-      strict: stop at the first row that cannot be completed.
+      strict: stop at the first file that cannot be read or row that cannot be completed.
       overwrite: discard what the output folder holds of another job.
       allow_errors: share of rows that may be errored in a run that counts as a success.
+      allow_file_errors: whether a run counts as a success in which files could not be read.
 
     Raises:
       SetupError: a value is out of bounds.
@@ -68,6 +69,7 @@ class GenerateOptions:
     strict: bool = False
     overwrite: bool = False
     allow_errors: float = 0.0
+    allow_file_errors: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.input, str):

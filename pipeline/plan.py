@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.options import GenerateOptions
 from pipeline.shards import Shard
 from pipeline.storage import Folder
+from schemas.error import ErrorCode, RowError
 from schemas.prompt import Roles
 
 CHUNK_ROWS = 2048
@@ -35,6 +36,29 @@ _SPANS_WANTED = 64
 
 FILES, CHUNKS = "_plan/files.parquet", "_plan/chunks.parquet"
 
+_FILES_SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("base", pa.int64()),
+        ("name", pa.string()),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("version", pa.string()),
+        ("footer", pa.string()),
+        ("rows", pa.int64()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+_CHUNKS_SCHEMA = pa.schema(
+    [
+        ("file", pa.int64()),
+        ("first_row", pa.int64()),
+        ("rows", pa.int64()),
+        ("fingerprint", pa.string()),
+    ]
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedFile:
@@ -48,7 +72,9 @@ class PlannedFile:
       size: in bytes.
       version: ETag, generation or time of change, when it was planned.
       footer: hash of its Parquet footer.
-      rows: its rows.
+      rows: its rows, where they are known.
+      error_code: why none of its rows is in the plan, or None.
+      error_message: the same in a sentence.
     """
 
     index: int
@@ -58,7 +84,23 @@ class PlannedFile:
     size: int
     version: str
     footer: str
-    rows: int
+    rows: int | None
+    error_code: str | None = None
+    error_message: str | None = None
+
+    @property
+    def fault(self) -> RowError | None:
+        """Why none of its rows is in the plan, or None."""
+        if self.error_code is None:
+            return None
+        return RowError(ErrorCode(self.error_code), self.error_message or "")
+
+    @property
+    def content(self) -> tuple[str, int | None, str | None]:
+        """What tells the file from another version of itself; a file left out has no content."""
+        if self.error_code is not None:
+            return self.path, None, None
+        return self.path, self.size, self.footer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +149,7 @@ def make_plan(
     """Cuts the input into chunks.
 
     An input without rows becomes one chunk without rows, so that every output has a part and
-    thereby a schema.
+    thereby a schema. Files with a fault have no chunks.
 
     Args:
       shards: the input files in order.
@@ -128,20 +170,25 @@ def make_plan(
             size=shard.file.size,
             version=shard.file.version,
             footer=shard.footer,
-            rows=shard.metadata.num_rows,
+            rows=None if shard.metadata is None else shard.metadata.num_rows,
+            error_code=None if shard.fault is None else str(shard.fault.code),
+            error_message=None if shard.fault is None else shard.fault.message,
         )
         for index, shard in enumerate(shards)
     ]
     chunks: list[Chunk] = []
     left = options.limit
     for file, shard in zip(planned, shards, strict=True):
-        rows = file.rows if left is None else min(file.rows, left)
+        if shard.fault is not None or shard.metadata is None:
+            continue
+        rows = shard.metadata.num_rows if left is None else min(shard.metadata.num_rows, left)
         left = None if left is None else left - rows
         step = options.chunk_rows or _chunk_rows(shard.metadata, roles, options)
         chunks.extend(
             _chunk(file, first, min(step, rows - first), identity) for first in range(0, rows, step)
         )
-    return bases, planned, chunks or [_chunk(planned[0], 0, 0, identity)]
+    readable = next(file for file in planned if file.error_code is None)
+    return bases, planned, chunks or [_chunk(readable, 0, 0, identity)]
 
 
 def spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
@@ -150,7 +197,7 @@ def spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
     group: list[Chunk] = []
     size = 0
     for chunk in chunks:
-        share = chunk.file.size * chunk.rows // max(1, chunk.file.rows)
+        share = chunk.file.size * chunk.rows // max(1, chunk.file.rows or 0)
         other_file = group and group[-1].file.index != chunk.file.index
         apart = other_file and size + share > SPAN_BYTES // 16
         if group and (len(group) >= most or size + share > SPAN_BYTES or apart):
@@ -164,7 +211,7 @@ def spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
 
 def write_plan(folder: Folder, planned: Sequence[PlannedFile], chunks: Sequence[Chunk]) -> None:
     """Writes the plan; writing it again writes the same."""
-    folder.replace(FILES, _parquet([dataclasses.asdict(file) for file in planned]))
+    folder.replace(FILES, _parquet([dataclasses.asdict(file) for file in planned], _FILES_SCHEMA))
     rows = [
         {
             "file": chunk.file.index,
@@ -174,7 +221,7 @@ def write_plan(folder: Folder, planned: Sequence[PlannedFile], chunks: Sequence[
         }
         for chunk in chunks
     ]
-    folder.replace(CHUNKS, _parquet(rows))
+    folder.replace(CHUNKS, _parquet(rows, _CHUNKS_SCHEMA))
 
 
 def read_files(folder: Folder) -> list[PlannedFile]:
@@ -212,9 +259,9 @@ def _chunk_rows(metadata: pq.FileMetaData, roles: Roles, options: GenerateOption
     return max(1, min(CHUNK_ROWS, int(worth)))
 
 
-def _parquet(rows: list[dict[str, Any]]) -> bytes:
+def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 

@@ -4,10 +4,7 @@ The machine that does this needs no accelerator and imports neither Beam nor JAX
 """
 
 import dataclasses
-import datetime
-import json
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -16,18 +13,14 @@ from model.checkpoint import files
 from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.engine.options import EngineOptions
 from model.tokenizer import Tokenizer
-from pipeline import plan, shards
+from pipeline import plan
+from pipeline.claim import RESULTS, SUCCESS, claim, writing
+from pipeline.inputs import former_faults, read_inputs
 from pipeline.options import GenerateOptions
 from pipeline.storage import Folder
 from schemas.completion import OutputSchema, output_schema
-from schemas.error import SetupError
+from schemas.error import RowError, SetupError
 from schemas.prompt import Roles, resolve
-
-JOB, SUCCESS = "_job.json", "_SUCCESS"
-MANIFEST, MANIFEST_PARTS = "_manifest.json", "_manifest.parquet"
-
-_FORMAT = 1
-"""Version of ``_job.json``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,23 +81,28 @@ def prepare_job(options: GenerateOptions) -> Job:
     Raises:
       SetupError: one sentence with what is wrong, where, and what to do.
     """
-    job, planned, chunks = check_job(options)
-    run_id = _claim(job, planned)
+    left_out = {} if options.overwrite else former_faults(options.output)
+    job, planned, chunks = check_job(options, left_out)
+    run_id = claim(job, planned)
     folder = job.folder
-    with _writing(folder):
+    with writing(folder):
         plan.write_plan(folder, planned, chunks)
         present = folder.names()
         done = [chunk for chunk in chunks if chunk.part_name in present]
         if len(done) < len(chunks) and SUCCESS in present:
-            folder.remove([SUCCESS, MANIFEST, MANIFEST_PARTS])
+            folder.remove([SUCCESS, *RESULTS])
     rows_done = sum(chunk.rows for chunk in done)
     return dataclasses.replace(job, run_id=run_id, done=len(done), rows_done=rows_done)
 
 
 def check_job(
-    options: GenerateOptions,
+    options: GenerateOptions, left_out: Mapping[str, RowError] | None = None
 ) -> tuple[Job, list[plan.PlannedFile], list[plan.Chunk]]:
     """Checks all of a set-up but its output folder, and writes nothing.
+
+    Args:
+      options: the job.
+      left_out: path of an input file -> why it is not to be read.
 
     Returns:
       The job, not yet any run's; the input's files; its chunks.
@@ -112,8 +110,7 @@ def check_job(
     Raises:
       SetupError: one sentence with what is wrong, where, and what to do.
     """
-    shards_ = shards.read_footers(shards.list_inputs(options.input, options.input_root))
-    schema = shards.unify(shards_)
+    schema, shards = read_inputs(options, left_out or {})
     roles = resolve(schema, options.columns, options.shown_input)
     output = output_schema(schema, roles, prefix=options.output_prefix, rename=options.rename)
     if options.unique_custom_id and roles.custom_id is None:
@@ -137,7 +134,7 @@ def check_job(
         **options.result_settings(),
     }
     identity = plan.fingerprint(settings, str(schema), str(output.schema), digits=32)
-    bases, planned, chunks = plan.make_plan(shards_, roles, options, identity)
+    bases, planned, chunks = plan.make_plan(shards, roles, options, identity)
     settings |= {"limit": options.limit, "chunk_rows": options.chunk_rows}
     job = Job(
         options=options,
@@ -181,113 +178,3 @@ def _tokenizer(options: GenerateOptions, roles: Roles, checkpoint: Checkpoint) -
             "name one: --tokenizer FILE"
         )
     return None
-
-
-def _claim(job: Job, planned: Sequence[plan.PlannedFile]) -> str:
-    """Makes the output folder this job's own, or finds that it is already; returns the run id."""
-    options, folder, settings = job.options, job.folder, job.settings
-    record = {
-        "format": _FORMAT,
-        "run_id": uuid.uuid4().hex,
-        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": settings,
-        "checkpoint": files.redact(options.checkpoint),
-        "tokenizer": None if job.tokenizer is None else files.redact(job.tokenizer),
-        "input": {
-            "files": len(planned),
-            "rows": sum(file.rows for file in planned),
-            "digest": plan.fingerprint([(f.path, f.size, f.footer) for f in planned], digits=32),
-        },
-    }
-    data = (json.dumps(record, indent=1) + "\n").encode()
-    with _writing(folder):
-        names = folder.names()
-        foreign = sorted(n for n in names if not plan.is_part(n) and not n.startswith(("_", ".")))
-        if foreign:
-            raise SetupError(
-                f"{_shown(folder)} holds {foreign[0]!r}, which is no part of a run, so that "
-                "readers would mix them; choose an empty folder: --output FOLDER"
-            )
-        if options.overwrite:
-            # The new owner first: from here on, a straggler of the old run commits nothing.
-            folder.replace(JOB, data)
-            folder.remove([SUCCESS, MANIFEST, MANIFEST_PARTS, *filter(plan.is_part, names)])
-            return str(record["run_id"])
-        if JOB not in names:
-            if parts := list(filter(plan.is_part, names)):
-                raise SetupError(
-                    f"{_shown(folder)} holds {len(parts)} parts but no {JOB} that says which "
-                    "run's; choose another --output folder, or discard them with --overwrite"
-                )
-            if folder.create(JOB, data):
-                return str(record["run_id"])
-        return _same_run(folder, record, planned)
-
-
-def _same_run(
-    folder: Folder, record: Mapping[str, Any], planned: Sequence[plan.PlannedFile]
-) -> str:
-    remedy = "choose another --output folder, or start anew with --overwrite"
-    try:
-        there = json.loads(folder.read(JOB) or b"")
-        old, old_input, run_id = there["settings"], there["input"], str(there["run_id"])
-        if there["format"] != _FORMAT:
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise SetupError(
-            f"{_shown(folder)}/{JOB} was not written by this version; {remedy}"
-        ) from None
-    new = json.loads(json.dumps(record["settings"]))
-    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if differ:
-        more = f", and {len(differ) - 1} more settings differ" if len(differ) > 1 else ""
-        raise SetupError(
-            f"{_shown(folder)} holds a run with another {differ[0]}: {_told(old.get(differ[0]))} "
-            f"there, {_told(new.get(differ[0]))} now{more}; {remedy}"
-        )
-    if old_input["digest"] != record["input"]["digest"]:
-        raise SetupError(
-            f"{_shown(folder)} holds a run over another input: "
-            f"{_difference(plan.read_files(folder), planned)}; {remedy}"
-        )
-    return run_id
-
-
-def _difference(old: Sequence[plan.PlannedFile], new: Sequence[plan.PlannedFile]) -> str:
-    before = {file.path: (file.size, file.footer) for file in old}
-    after = {file.path: (file.size, file.footer) for file in new}
-    for path in sorted({**before, **after}):
-        if path not in after:
-            return f"file {path!r} is gone"
-        if path not in before:
-            return f"file {path!r} is new"
-        if before[path] != after[path]:
-            return f"file {path!r} has changed"
-    return "its files have changed"
-
-
-class _writing:
-    """Turns any fault of the output's store into one sentence."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, SetupError):
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            reason = files.redact(" ".join(reason.split())[:300])
-            raise SetupError(
-                f"cannot write to {_shown(self._folder)}: {reason}; choose another --output "
-                "folder, or correct its permissions"
-            ) from error
-
-
-def _shown(folder: Folder) -> str:
-    return files.redact(folder.url)
-
-
-def _told(value: Any) -> str:
-    return "none" if value is None else json.dumps(value)[:60]

@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
 from pipeline.footer import read_footer
-from schemas.error import SetupError
+from schemas.error import ErrorCode, RowError, SetupError
 
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "created")
 
@@ -47,13 +46,16 @@ class Shard:
 
     Attributes:
       file: the file.
-      footer: hash of the footer, which changes with any content of the file that has statistics.
-      metadata: the parsed footer.
+      footer: hash of the footer, which changes with any content of the file that has statistics;
+        empty if it cannot be read.
+      metadata: the parsed footer; None if it cannot be read.
+      fault: why none of the file's rows can be taken, or None.
     """
 
     file: Listed
-    footer: str
-    metadata: pq.FileMetaData
+    footer: str = ""
+    metadata: pq.FileMetaData | None = None
+    fault: RowError | None = None
 
 
 def list_inputs(inputs: Sequence[str], root: str | None = None) -> list[Listed]:
@@ -90,55 +92,21 @@ def list_inputs(inputs: Sequence[str], root: str | None = None) -> list[Listed]:
 
 
 def read_footers(listed: Iterable[Listed]) -> list[Shard]:
-    """The footers of all files, read in parallel.
+    """The footers of all files, read in parallel; a file without a readable one has a fault."""
 
-    Raises:
-      SetupError: a file is no readable Parquet; says how many, and names the first.
-    """
-
-    def read(file: Listed) -> Shard | SetupError:
+    def read(file: Listed) -> Shard:
         try:
-            return _read_footer(file)
+            footer, metadata = read_footer(file.url, file.size)
         except SetupError as error:
-            return error
+            return Shard(file=file, fault=RowError(ErrorCode.INPUT_UNREADABLE, str(error)))
+        return Shard(file=file, footer=footer_digest(footer), metadata=metadata)
 
-    results = files.in_parallel(read, list(listed))
-    faults = [result for result in results if isinstance(result, SetupError)]
-    if faults:
-        many = f"{len(faults)} of {len(results)} input files cannot be read; the first: "
-        raise SetupError(f"{many if len(faults) > 1 else ''}{faults[0]}")
-    return [result for result in results if isinstance(result, Shard)]
+    return files.in_parallel(read, list(listed))
 
 
-def unify(shards: Sequence[Shard]) -> pa.Schema:
-    """The one schema that every file's rows are read into: a column that a file lacks is null.
-
-    Types widen without loss (int32 to int64, string to large_string); a dictionary column stays
-    one if all files agree.
-
-    Raises:
-      SetupError: a file has two columns of one name, or a type that cannot be merged.
-    """
-    first: dict[pa.Schema, Shard] = {}
-    for shard in shards:
-        schema = shard.metadata.schema.to_arrow_schema()
-        first.setdefault(pa.schema([f.with_type(_unviewed(f.type)) for f in schema]), shard)
-    for schema, shard in first.items():
-        doubled = [name for name in schema.names if schema.names.count(name) > 1]
-        if doubled:
-            raise SetupError(
-                f"{files.redact(shard.file.url)} has two columns named {doubled[0]!r}; rename one"
-            )
-    try:
-        return pa.unify_schemas(list(first), promote_options="permissive")
-    except pa.ArrowException:
-        pass
-    merged: pa.Schema | None = None
-    for schema, shard in first.items():
-        plain = pa.schema([f.with_type(_decoded(f.type)) for f in schema])
-        merged = plain if merged is None else _merge(merged, plain, shard)
-    assert merged is not None
-    return merged
+def footer_digest(footer: bytes) -> str:
+    """Hash of a footer's bytes."""
+    return hashlib.blake2b(footer, digest_size=16).hexdigest()
 
 
 def version_of(info: Mapping[str, Any]) -> str:
@@ -218,43 +186,3 @@ def _below(root: str, path: str) -> str:
             "name a folder above all inputs"
         )
     return path.removeprefix(prefix)
-
-
-def _read_footer(file: Listed) -> Shard:
-    footer, metadata = read_footer(file.url, file.size)
-    digest = hashlib.blake2b(footer, digest_size=16).hexdigest()
-    return Shard(file=file, footer=digest, metadata=metadata)
-
-
-def _merge(merged: pa.Schema, schema: pa.Schema, shard: Shard) -> pa.Schema:
-    try:
-        return pa.unify_schemas([merged, schema], promote_options="permissive")
-    except pa.ArrowException:
-        for field in schema:
-            at = merged.get_field_index(field.name)
-            if at >= 0 and not _mergeable(merged.field(at).type, field.type):
-                raise SetupError(
-                    f"column {field.name!r} is {field.type} in {files.redact(shard.file.url)}, but "
-                    f"{merged.field(at).type} in the files before it; cast one, or run them apart"
-                ) from None
-        raise
-
-
-def _mergeable(one: pa.DataType, other: pa.DataType) -> bool:
-    try:
-        pa.unify_schemas(
-            [pa.schema([("x", one)]), pa.schema([("x", other)])], promote_options="permissive"
-        )
-    except pa.ArrowException:
-        return False
-    return True
-
-
-def _decoded(kind: pa.DataType) -> pa.DataType:
-    return _unviewed(kind.value_type) if pa.types.is_dictionary(kind) else kind
-
-
-def _unviewed(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind

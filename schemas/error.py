@@ -1,11 +1,11 @@
-"""Everything that can be wrong with a row or a set-up, each with what the user can do about it."""
+"""All that can be wrong with a row, a file or a set-up, each with what the user can do about it."""
 
 import dataclasses
 import enum
 
 
 class ErrorCode(enum.StrEnum):
-    """Code of a row that could not be completed; the value stands in column ``error_code``."""
+    """Code of a row, or a whole file, without completion; it stands in column ``error_code``."""
 
     PROMPT_MISSING = "prompt_missing"
     PROMPT_TYPE = "prompt_type"
@@ -14,8 +14,14 @@ class ErrorCode(enum.StrEnum):
     TOKEN_ID_OUT_OF_RANGE = "token_id_out_of_range"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_PARAMETER = "invalid_parameter"
+    INPUT_UNREADABLE = "input_unreadable"
+    INPUT_SCHEMA = "input_schema"
+    INPUT_CHANGED = "input_changed"
     ENGINE_FAILURE = "engine_failure"
 
+
+INPUT_ERRORS = (ErrorCode.INPUT_UNREADABLE, ErrorCode.INPUT_SCHEMA, ErrorCode.INPUT_CHANGED)
+"""Faults of a file: of all its rows if it never was in the plan, else of those that stand there."""
 
 REMEDIES: dict[ErrorCode, str] = {
     ErrorCode.PROMPT_MISSING: "fill `prompt` or `prompt_token_ids`, or drop the row",
@@ -25,6 +31,10 @@ REMEDIES: dict[ErrorCode, str] = {
     ErrorCode.TOKEN_ID_OUT_OF_RANGE: "use the tokenizer that belongs to the checkpoint",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: "shorten the prompt or max_tokens, or set --over-length",
     ErrorCode.INVALID_PARAMETER: "correct the value in its column; bounds are vLLM's",
+    ErrorCode.INPUT_UNREADABLE: "restore the file, then retry the errored rows: grok1 retry OUTPUT",
+    ErrorCode.INPUT_SCHEMA: "cast or rename the column, or run the file apart",
+    ErrorCode.INPUT_CHANGED: "put the planned file back, then retry the errored rows: grok1 retry "
+    "OUTPUT",
     ErrorCode.ENGINE_FAILURE: "run again: the row is retried; report it if it fails twice",
 }
 

@@ -146,7 +146,12 @@ def _add_run(group: Any) -> None:
         metavar="SHARE",
         help="share of errored rows that still exits 0; without a value, any",
     )
-    add("--strict", action="store_true", help="stop at the first errored row")
+    add(
+        "--allow-file-errors",
+        action="store_true",
+        help="files that cannot be read still exit 0; their rows that were planned are errored",
+    )
+    add("--strict", action="store_true", help="stop at the first errored file or row")
     add("--overwrite", action="store_true", help="discard another run in the output folder")
     add(
         "--report",
@@ -210,6 +215,7 @@ def options_of(given: argparse.Namespace) -> GenerateOptions:
         strict=given.strict,
         overwrite=given.overwrite,
         allow_errors=given.allow_errors,
+        allow_file_errors=given.allow_file_errors,
     )
 
 

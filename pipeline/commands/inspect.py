@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    from pipeline.prepare import JOB
+    from pipeline.claim import JOB
     from pipeline.storage import Folder
 
     folder = Folder(given.path)
@@ -83,6 +83,7 @@ def _output(folder: Any, as_json: bool) -> int:
                 "tokens": f"{totals['prompt_tokens']:,} prompt, "
                 f"{totals['completion_tokens']:,} completion",
                 "errors": ", ".join(f"{k} {v:,}" for k, v in totals["errors"].items()) or "none",
+                "files": f"{len(found['file_errors']):,} could not be read, or not wholly",
                 "checkpoint": settings["checkpoint"],
                 "numerics": settings["numerics"],
                 "sampling": f"temperature {settings['temperature']:g}, top_p "
@@ -93,7 +94,8 @@ def _output(folder: Any, as_json: bool) -> int:
         )
     if found["faults"]:
         return FAILED
-    return OK if found["state"] == "complete" and not found["totals"]["errored"] else ROW_ERRORS
+    errored = found["totals"]["errored"] or found["file_errors"]
+    return OK if found["state"] == "complete" and not errored else ROW_ERRORS
 
 
 def _print(title: str, facts: dict[str, str], faults: Sequence[str]) -> None:

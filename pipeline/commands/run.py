@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from model.checkpoint import files
 from pipeline.cli import FAILED, OK, ROW_ERRORS, Failed
@@ -41,8 +42,15 @@ def generate(
     terminal.print_summary(job, manifest, counters)
     if report:
         _write_report(job)
+    return exit_code(manifest, options)
+
+
+def exit_code(manifest: Mapping[str, Any], options: GenerateOptions) -> int:
+    """What a finished run has earned."""
     rows = max(1, manifest["rows_in"])
-    return ROW_ERRORS if manifest["errored"] / rows > options.allow_errors else OK
+    if manifest["errored"] / rows > options.allow_errors:
+        return ROW_ERRORS
+    return ROW_ERRORS if manifest["files_errored"] and not options.allow_file_errors else OK
 
 
 def _write_report(job: Job) -> None:

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from model.checkpoint import files
 from model.tokenizer import Tokenizer
+from pipeline.claim import JOB
 from pipeline.finalize import survey
 from pipeline.plan import is_part
-from pipeline.prepare import JOB
 from pipeline.report.rows import RowStatistics, Sample, sample_of
 from pipeline.storage import Folder, open_parquet
 from schemas.completion import ERRORED, SUCCEEDED

@@ -73,6 +73,8 @@ def summary_table(manifest: Mapping[str, Any], counters: Mapping[str, int]) -> T
         table.add_row("ended by", _tally(m["finish_reasons"]))
     if m["errors"]:
         table.add_row("errors", Text(_tally(m["errors"]), "red"))
+    if m["files_errored"]:
+        table.add_row("files", Text(_file_errors(m), "red"))
     table.add_row("parts", _parts(m, counters))
     if speed := _speed(counters):
         table.add_row("speed", speed)
@@ -114,6 +116,16 @@ def shown(value: Any) -> str:
     text = value if isinstance(value, str) else " ".join(map(str, value[: _CELL // 2]))
     cut = text if len(text) <= _CELL else text[: _CELL - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def _file_errors(manifest: Mapping[str, Any]) -> str:
+    first = manifest["file_errors"][0]
+    number, unknown = manifest["files_errored"], manifest["files_of_unknown_rows"]
+    text = f"{number:,} of {manifest['files']:,} could not be read, or not wholly"
+    if unknown:
+        text += f", {unknown:,} of them with nobody knows how many rows"
+    more = "; all are in _errors/files.parquet" if number > 1 else ""
+    return f"{text}: {first['error_code']}: {first['error_message']}{more}"
 
 
 def _parts(manifest: Mapping[str, Any], counters: Mapping[str, int]) -> str:

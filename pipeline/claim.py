@@ -1,0 +1,144 @@
+"""Whose the output folder is: claimed by a job, found to be the same job's, or refused."""
+
+import contextlib
+import datetime
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from model.checkpoint import files
+from pipeline import plan
+from pipeline.storage import Folder
+from schemas.error import SetupError
+
+if TYPE_CHECKING:
+    from pipeline.prepare import Job
+
+JOB, SUCCESS = "_job.json", "_SUCCESS"
+MANIFEST, MANIFEST_PARTS = "_manifest.json", "_manifest.parquet"
+FILE_ERRORS = "_errors/files.parquet"
+
+RESULTS = (MANIFEST, MANIFEST_PARTS, FILE_ERRORS)
+"""What a finished run leaves beside its parts, other than ``_SUCCESS``."""
+
+_FORMAT = 1
+"""Version of ``_job.json``."""
+
+
+def claim(job: "Job", planned: Sequence[plan.PlannedFile]) -> str:
+    """Makes the output folder this job's own, or finds that it is already.
+
+    Args:
+      job: checked, not yet any run's.
+      planned: its input.
+
+    Returns:
+      The id of the run that owns the folder.
+
+    Raises:
+      SetupError: the folder holds something else, or cannot be written to.
+    """
+    options, folder, settings = job.options, job.folder, job.settings
+    record = {
+        "format": _FORMAT,
+        "run_id": uuid.uuid4().hex,
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": settings,
+        "checkpoint": files.redact(options.checkpoint),
+        "tokenizer": None if job.tokenizer is None else files.redact(job.tokenizer),
+        "input": {
+            "files": len(planned),
+            "rows": sum(file.rows or 0 for file in planned if file.fault is None),
+            "digest": plan.fingerprint([file.content for file in planned], digits=32),
+        },
+    }
+    data = (json.dumps(record, indent=1) + "\n").encode()
+    with writing(folder):
+        names = folder.names()
+        foreign = sorted(n for n in names if not plan.is_part(n) and not n.startswith(("_", ".")))
+        if foreign:
+            raise SetupError(
+                f"{_shown(folder)} holds {foreign[0]!r}, which is no part of a run, so that "
+                "readers would mix them; choose an empty folder: --output FOLDER"
+            )
+        if options.overwrite:
+            # The new owner first: from here on, a straggler of the old run commits nothing.
+            folder.replace(JOB, data)
+            folder.remove([SUCCESS, *RESULTS, *filter(plan.is_part, names)])
+            return str(record["run_id"])
+        if JOB not in names:
+            if parts := list(filter(plan.is_part, names)):
+                raise SetupError(
+                    f"{_shown(folder)} holds {len(parts)} parts but no {JOB} that says which "
+                    "run's; choose another --output folder, or discard them with --overwrite"
+                )
+            if folder.create(JOB, data):
+                return str(record["run_id"])
+        return _same_run(folder, record, planned)
+
+
+def _same_run(
+    folder: Folder, record: Mapping[str, Any], planned: Sequence[plan.PlannedFile]
+) -> str:
+    remedy = "choose another --output folder, or start anew with --overwrite"
+    try:
+        there = json.loads(folder.read(JOB) or b"")
+        old, old_input, run_id = there["settings"], there["input"], str(there["run_id"])
+        if there["format"] != _FORMAT:
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise SetupError(
+            f"{_shown(folder)}/{JOB} was not written by this version; {remedy}"
+        ) from None
+    new = json.loads(json.dumps(record["settings"]))
+    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if differ:
+        more = f", and {len(differ) - 1} more settings differ" if len(differ) > 1 else ""
+        raise SetupError(
+            f"{_shown(folder)} holds a run with another {differ[0]}: {_told(old.get(differ[0]))} "
+            f"there, {_told(new.get(differ[0]))} now{more}; {remedy}"
+        )
+    if old_input["digest"] != record["input"]["digest"]:
+        raise SetupError(
+            f"{_shown(folder)} holds a run over another input: "
+            f"{_difference(plan.read_files(folder), planned)}; {remedy}"
+        )
+    return run_id
+
+
+def _difference(old: Sequence[plan.PlannedFile], new: Sequence[plan.PlannedFile]) -> str:
+    before = {file.path: file.content for file in old}
+    after = {file.path: file.content for file in new}
+    for path in sorted({**before, **after}):
+        if path not in after:
+            return f"file {path!r} is gone"
+        if path not in before:
+            return f"file {path!r} is new"
+        if before[path] != after[path]:
+            return f"file {path!r} has changed"
+    return "its files have changed"
+
+
+@contextlib.contextmanager
+def writing(folder: Folder) -> Iterator[None]:
+    """Turns any fault of the output's store into one sentence."""
+    try:
+        yield
+    except SetupError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = files.redact(" ".join(reason.split())[:300])
+        raise SetupError(
+            f"cannot write to {_shown(folder)}: {reason}; choose another --output "
+            "folder, or correct its permissions"
+        ) from error
+
+
+def _shown(folder: Folder) -> str:
+    return files.redact(folder.url)
+
+
+def _told(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)[:60]
