@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from model.checkpoint.synth_tokenizer import synthesize_tokenizer
-from pipeline.prepare import JOB, MANIFEST, MANIFEST_PARTS, SUCCESS
+from pipeline.claim import JOB, MANIFEST, MANIFEST_PARTS, SUCCESS
 from pipeline.storage import Folder
 from schemas.error import SetupError
 from schemas.sampling import SamplingParams
