@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from model.checkpoint import files
 from model.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ def read_chunks(job: Job, wanted: Sequence[Chunk]) -> Iterator[PromptChunk]:
     """These chunks, in input order, ready for the model.
 
     Raises:
-      InputChanged: a file is no longer the one that was planned.
+      InputChanged: the tokenizer has changed.
     """
     tokenizer = None
     if wanted and job.tokenizer is not None:
