@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.claim import JOB
 from pipeline.commit import (
     COUNTS,
     PROVENANCE,
@@ -21,7 +22,6 @@ from pipeline.commit import (
     commit,
     read_counts,
 )
-from pipeline.prepare import JOB
 from schemas.error import ErrorCode, RowError
 from schemas.sampling import SamplingParams
 from tests.jobs import ENGINE, answer, prompts_of, read_parts

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import plan
+from pipeline.claim import JOB, MANIFEST, MANIFEST_PARTS, SUCCESS
 from pipeline.commit import NotConserved, Superseded, commit
 from pipeline.finalize import finalize, read_manifest, survey
-from pipeline.prepare import JOB, MANIFEST, MANIFEST_PARTS, SUCCESS
 from tests.jobs import ENGINE, answer, prompts_of, write
 
 TABLE = {"prompt": ["a", None, "c", "d", "e"], "n": [1, 1, 2, 1, 1]}
