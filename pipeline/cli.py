@@ -14,7 +14,7 @@ from schemas.error import SetupError
 OK, FAILED, SETUP, ROW_ERRORS, BUDGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """Exit codes. ``BUDGET``: a budget was reached, and starting again goes on."""
 
-_COMMANDS = ("generate", "inspect", "plan", "report", "synth")
+_COMMANDS = ("generate", "plan", "report", "inspect", "import_", "export", "synth")
 
 _EPILOG = """\
 exit codes:
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in _COMMANDS:
         module = importlib.import_module(f"pipeline.commands.{name}")
         command = commands.add_parser(
-            name,
+            name.rstrip("_"),  # a module cannot be called import
             parents=[common],
             help=module.HELP,
             description=module.__doc__,

@@ -1,0 +1,49 @@
+"""Turn JSON lines, CSV or OpenAI batch files into Parquet that generate reads.
+
+Columns of a known role get its type; others get theirs from the whole file, so that it does not
+depend on which rows come first. Lines that cannot become a row are listed in a file _errors-*.jsonl
+beside the others, which are unharmed; the exit code is 3 then.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+HELP = "turn JSON lines, CSV or OpenAI batch files into Parquet"
+
+_SHOWN = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="files or URLs; .gz and the like are decompressed")
+    add("--to", required=True, metavar="DIR", help="folder of the Parquet files")
+    add("--format", choices=("jsonl", "csv", "openai"), help="by default the name and content tell")
+
+
+def run(given: argparse.Namespace, _: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    from model.checkpoint import files
+    from pipeline.cli import OK, ROW_ERRORS
+    from pipeline.formats.reading import import_file, stem
+    from schemas.error import SetupError
+
+    stems: dict[str, str] = {}
+    for url in given.files:
+        if (other := stems.setdefault(stem(url), url)) != url:
+            raise SetupError(
+                f"{files.redact(other)} and {files.redact(url)} would write files of one name; "
+                "import them into folders of their own"
+            )
+    faulty = 0
+    for url in given.files:
+        found = import_file(url, given.to, given.format)
+        faulty += found.faulty
+        print(f"{files.redact(url)}: {found.rows:,} rows, {found.files:,} Parquet files")
+        for fault in found.faults[:_SHOWN]:
+            print(f"{fault.file}, line {fault.line}: {fault.message}", file=sys.stderr)
+        if found.errors:
+            where = files.redact(files.join(given.to, found.errors))
+            print(f"{found.faulty:,} lines became no row; they are in {where}", file=sys.stderr)
+    return ROW_ERRORS if faulty else OK
