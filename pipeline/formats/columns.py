@@ -90,15 +90,14 @@ def convert(value: Any, name: str, kind: pa.DataType) -> Any:
             raise ValueError(f"{name} must be a string")
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         return _encodable(text, name)
-    want = {pa.bool_(): "true or false", pa.int64(): "an integer", pa.float64(): "a number"}[kind]
-    if kind == pa.float64() and type(value) in (int, float):
+    if pa.types.is_floating(kind) and type(value) in (int, float):
         with contextlib.suppress(OverflowError):
             return float(value)
-    elif kind == pa.bool_() and isinstance(value, bool):
+    whole = type(value) is int and -(2**63) <= value < 2**63
+    if (whole and pa.types.is_integer(kind)) or (type(value) is bool and kind == pa.bool_()):
         return value
-    elif kind == pa.int64() and type(value) is int and -(2**63) <= value < 2**63:
-        return value
-    raise ValueError(f"{name} must be {want}, not {value!r:.40}")
+    want = {pa.bool_(): "true or false", pa.int64(): "an integer", pa.float64(): "a number"}
+    raise ValueError(f"{name} must be {want[kind]}, not {value!r:.40}")
 
 
 def _encodable(text: str, name: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
+from pipeline.claim import JOB
 from pipeline.formats import openai
 from pipeline.plan import is_part
-from pipeline.prepare import JOB
 from pipeline.storage import Folder, open_parquet, read_file
 from schemas.error import SetupError
 

@@ -1,12 +1,20 @@
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from model.checkpoint.synth import synthesize
+from model.checkpoint.synth_tokenizer import synthesize_tokenizer
+from model.config import PRESETS
+from pipeline.cli import ROW_ERRORS, main
 from pipeline.options import GenerateOptions
 from pipeline.prepare import Job, prepare_job
 from tests import jobs
+from tests.finished import HOSTILE, Run
 
 
 @pytest.fixture
@@ -34,3 +42,19 @@ def prepare(tmp_path: pathlib.Path, options: Callable[..., GenerateOptions]) -> 
         return prepare_job(options(**changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("report")
+    config = dataclasses.replace(PRESETS["tiny"], num_layers=1)
+    checkpoint = folder / "checkpoint"
+    synthesize(str(checkpoint), config, tokenizer=synthesize_tokenizer(config.vocab_size))
+    prompts = [HOSTILE, None, "=cmd|' /C calc'!A0", "needle in a haystack", *["import os\n"] * 20]
+    table = pa.table({"prompt": prompts, "custom_id": [f"<b>{i}</b>" for i in range(len(prompts))]})
+    pq.write_table(table, folder / "in.parquet")
+    arguments = ["generate", "--checkpoint", checkpoint, "--input", folder / "in.parquet"]
+    arguments += ["--output", folder / "out", "--max-tokens", "12", "--logprobs", "1"]
+    arguments += ["--chunk-rows", "6", "--slots", "8", "--max-context", "256"]
+    assert main([str(argument) for argument in arguments]) == ROW_ERRORS
+    return Run(folder / "out", prompts)
