@@ -51,6 +51,12 @@ def encode_pairs(
     return encoded
 
 
+def fit(context: Ids, continuation: Ids, max_context: int) -> Ids:
+    """The end of a context that leaves room for its continuation, whose last token is not run."""
+    room = max_context + 1 - len(continuation)
+    return context[-room:] if 0 < room < len(context) else context
+
+
 def group(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]], most: int, logprobs: int | None = None
 ) -> Iterator[tuple[ScoreRequest, list[int]]]:

@@ -1,0 +1,159 @@
+"""The real lm-evaluation-harness on tasks made from local data.
+
+It is in the extra ``lm-eval`` and brings much: ``make test-lm-eval`` runs this in an environment of
+its own.
+"""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from model.checkpoint.source import open_checkpoint
+from tests.model import reference
+
+lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+pytest.importorskip("datasets", reason="lm-evaluation-harness reads tasks' data with it")
+
+QUESTIONS = [
+    {"question": "The capital of France is", "choices": [" Paris", " Rome", " a b c"], "answer": 0},
+    {"question": "import numpy as", "choices": [" np", " torch", " x"], "answer": 0},
+    {"question": "One two three ", "choices": ["four", "for you and me", "I"], "answer": 0},
+    {"question": "def f(", "choices": ["x):", "): return 1", "a"], "answer": 1},
+    {"question": "def f(", "choices": ["y):", "*args):", "a"], "answer": 2},
+]
+TEXTS = [
+    "A short text.",
+    "All the world is a stage, and all the men and women merely players. " * 12,
+]
+
+TASKS = {
+    "local_choice": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "local_text": """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
+""",
+    "local_completion": """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[0]}}"
+generation_kwargs: {until: ["e"], max_gen_toks: 12, temperature: 0.0, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A folder of tasks for the harness."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, text in TASKS.items():
+        rows = [{"text": t} for t in TEXTS] if name == "local_text" else QUESTIONS
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ntest_split: test\n"
+            f"dataset_kwargs: {{data_files: {{test: {data}}}}}\n{text}"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tasks, talking, tmp_path_factory):
+    """All tasks evaluated, by the harness's own evaluator."""
+    from lm_eval.tasks import TaskManager
+
+    import model.lm_eval  # noqa: F401
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        return lm_eval.simple_evaluate(
+            model="grok1",
+            model_args={"checkpoint": talking, "numerics": "float32", "slots": 8},
+            tasks=list(TASKS),
+            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+
+
+class Oracle:
+    """Log-likelihoods in float64."""
+
+    def __init__(self, folder: str):
+        self.checkpoint = open_checkpoint(folder)
+        self.weights = reference.dequantized(self.checkpoint)
+
+    def logprobs(self, tokens: list[int]) -> np.ndarray:
+        """Of each token after the first."""
+        logits = reference.logits(self.checkpoint.config, self.weights, tokens)
+        rows = np.log(reference.softmax(logits))
+        return rows[np.arange(len(tokens) - 1), tokens[1:]]
+
+
+@pytest.fixture(scope="module")
+def oracle(talking):
+    return Oracle(talking)
+
+
+def test_choices_are_scored_as_the_truth_says(results, oracle, trained):
+    samples = results["samples"]["local_choice"]
+    assert len(samples) == len(QUESTIONS)
+    right = 0
+    for sample, row in zip(samples, QUESTIONS, strict=True):
+        scores = []
+        for choice, [(logprob, _)] in zip(row["choices"], sample["resps"], strict=True):
+            context = trained.encode(row["question"].rstrip())
+            tokens = trained.encode(row["question"] + choice)[len(context) :]
+            scores.append(oracle.logprobs(context + tokens)[-len(tokens) :].sum())
+            assert float(logprob) == pytest.approx(scores[-1], abs=1e-3)
+        right += int(np.argmax(scores)) == row["answer"]
+    assert results["results"]["local_choice"]["acc,none"] == pytest.approx(right / len(QUESTIONS))
+
+
+def test_texts_are_scored_whole(results, oracle, trained):
+    context = oracle.checkpoint.config.sequence_len
+    total = 0.0
+    for text in TEXTS:
+        ids = trained.encode(text)
+        logprobs = oracle.logprobs([trained.bos_id, *ids[:context]])
+        if len(ids) > context:
+            rest = len(ids) - context
+            assert rest < context
+            last = oracle.logprobs(ids[-context - 1 :])
+            logprobs = np.concatenate([logprobs, last[-rest:]])
+        total += logprobs.sum()
+    size = sum(len(text.encode()) for text in TEXTS)
+    found = results["results"]["local_text"]["byte_perplexity,none"]
+    assert found == pytest.approx(math.exp(-total / size), rel=1e-4)
+
+
+def test_completions_end_before_their_stop_string(results):
+    texts = [sample["resps"][0][0] for sample in results["samples"]["local_completion"]]
+    assert not any("e" in text for text in texts)
+    assert len(set(texts)) > 1
+
+
+def test_the_module_is_the_harness_with_the_model_in_it(tasks, talking, tmp_path):
+    command = [sys.executable, "-m", "model.lm_eval", "run", "--model", "grok1"]
+    command += ["--model_args", f"checkpoint={talking},slots=4", "--tasks", "local_choice"]
+    command += ["--include_path", str(tasks), "--limit", "2", "--output_path", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "local_choice" in done.stdout
