@@ -48,6 +48,16 @@ test: setup-dev  ## run the tests (minutes)
 test-all: setup-dev  ## run the slow tests too
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
+$(VENV)-lm-eval/.made: requirements-lm-eval.lock pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)-lm-eval
+	$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-lm-eval.lock
+	$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: test-lm-eval
+test-lm-eval: $(VENV)-lm-eval/.made  ## run lm-evaluation-harness on local tasks
+	$(VENV)-lm-eval/bin/python -m pytest tests/model/test_lm_eval.py
+
 .PHONY: lint
 lint: setup-dev  ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -63,7 +73,8 @@ format: setup-dev  ## format the code and mend what the linter can
 lock: setup-dev  ## choose dependencies anew and write the lock files
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra lm-eval --extra dev -c requirements-dev.lock pyproject.toml -o requirements-lm-eval.lock
 
 .PHONY: clean
 clean:  ## remove what these targets made
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lm-eval $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
