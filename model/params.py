@@ -22,6 +22,13 @@ RULES: dict[str | None, str | None] = {
 }
 """Logical axis of a weight -> mesh axis that it is split over; None: each device has a copy."""
 
+WEIGHTS = ("int8", "int4", "bf16")
+"""What the matrices are stored as: ``int8`` as released; ``int4``: the experts' in 4 bits, with a
+scale for each ``INT4_GROUP`` rows, the others as released; ``bf16``: numbers."""
+
+INT4_GROUP = 64
+"""Most rows of the contracted axis that share a 4-bit weight's scale."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Param:
@@ -32,7 +39,8 @@ class Param:
       release_name: its name in the release, within the layer if ``per_layer``.
       shape: [..., in, out] for matrices; [E, in, out] for experts'.
       axes: the logical axis of each dimension, looked up in ``RULES``.
-      quantized: stored as int8 with bfloat16 scales in the release, else float32.
+      stored: what a checkpoint holds: ``float32``, ``bfloat16``, or ``int8`` or ``int4`` with
+        bfloat16 scales.
       groups: G, the scale groups along the contracted (second to last) axis, if quantised.
       per_layer: whether each layer has its own.
     """
@@ -41,9 +49,14 @@ class Param:
     release_name: str
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
-    quantized: bool = False
+    stored: str = "float32"
     groups: int = 1
     per_layer: bool = True
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it is small integers with scales."""
+        return self.stored in ("int8", "int4")
 
     @property
     def scales_shape(self) -> tuple[int, ...]:
@@ -71,14 +84,39 @@ class Param:
         return dataclasses.replace(self, shape=tuple(shape), groups=groups)
 
 
-def declare(config: Grok1Config) -> dict[str, Param]:
-    """All weights by name; ``linear`` is the gate, ``linear_v`` up, ``linear_1`` down."""
+def declare(config: Grok1Config, weights: str = "int8") -> dict[str, Param]:
+    """All weights by name; ``linear`` is the gate, ``linear_v`` up, ``linear_1`` down.
+
+    Args:
+      config: the model's sizes.
+      weights: one of ``WEIGHTS``.
+    """
+    return {param.name: _stored_as(weights, param) for param in _declare(config)}
+
+
+def _stored_as(weights: str, param: Param) -> Param:
+    if weights == "bf16" and param.quantized:
+        return dataclasses.replace(param, stored="bfloat16", groups=1)
+    if weights == "int4" and "experts" in param.axes:
+        rows = param.shape[-2] // param.groups
+        return dataclasses.replace(
+            param, stored="int4", groups=param.groups * (rows // int4_group(rows))
+        )
+    return param
+
+
+def int4_group(rows: int) -> int:
+    """Rows that share a 4-bit weight's scale: the most that divide an int8 scale group's rows."""
+    return next(size for size in range(min(INT4_GROUP, rows), 0, -1) if rows % size == 0)
+
+
+def _declare(config: Grok1Config) -> list[Param]:
     c = config
     d, f, e = c.emb_size, c.ffn_size, c.num_experts
     q, kv = c.num_q_heads * c.key_size, c.num_kv_heads * c.key_size
     g = c.model_shards
     mha = "multi_head_attention"
-    params = [
+    return [
         Param(
             "embedding",
             "language_model/in_out_embed/embeddings",
@@ -88,26 +126,25 @@ def declare(config: Grok1Config) -> dict[str, Param]:
         ),
         Param("final_norm", "language_model/rms_norm/scale", (d,), ("embed",), per_layer=False),
         Param("attn_norm", "rms_norm/scale", (d,), ("embed",)),
-        Param("query", f"{mha}/query/w", (d, q), ("embed", "heads"), quantized=True),
-        Param("key", f"{mha}/key/w", (d, kv), ("embed", "kv_heads"), quantized=True),
-        Param("value", f"{mha}/value/w", (d, kv), ("embed", "kv_heads"), quantized=True),
-        Param("attn_out", f"{mha}/linear/w", (q, d), ("heads", "embed"), quantized=True, groups=g),
+        Param("query", f"{mha}/query/w", (d, q), ("embed", "heads"), stored="int8"),
+        Param("key", f"{mha}/key/w", (d, kv), ("embed", "kv_heads"), stored="int8"),
+        Param("value", f"{mha}/value/w", (d, kv), ("embed", "kv_heads"), stored="int8"),
+        Param("attn_out", f"{mha}/linear/w", (q, d), ("heads", "embed"), stored="int8", groups=g),
         Param("attn_post_norm", "rms_norm_1/scale", (d,), ("embed",)),
         Param("moe_norm", "rms_norm_2/scale", (d,), ("embed",)),
         Param("router", "router/w", (d, e), ("embed", None)),
-        Param("gate", "moe/linear/w", (e, d, f), ("experts", "embed", "ffn"), quantized=True),
-        Param("up", "moe/linear_v/w", (e, d, f), ("experts", "embed", "ffn"), quantized=True),
+        Param("gate", "moe/linear/w", (e, d, f), ("experts", "embed", "ffn"), stored="int8"),
+        Param("up", "moe/linear_v/w", (e, d, f), ("experts", "embed", "ffn"), stored="int8"),
         Param(
             "down",
             "moe/linear_1/w",
             (e, f, d),
             ("experts", "ffn", "embed"),
-            quantized=True,
+            stored="int8",
             groups=g,
         ),
         Param("moe_post_norm", "rms_norm_3/scale", (d,), ("embed",)),
     ]
-    return {param.name: param for param in params}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +172,9 @@ class Tensor:
         return self.param.name if self.layer is None else f"layers.{self.layer}.{self.param.name}"
 
 
-def tensors(config: Grok1Config) -> list[Tensor]:
+def tensors(config: Grok1Config, weights: str = "int8") -> list[Tensor]:
     """All tensors of a checkpoint, the model's own first, then layer by layer."""
-    params = declare(config).values()
+    params = declare(config, weights).values()
     whole = [Tensor(p, None) for p in params if not p.per_layer]
     layers = [Tensor(p, i) for i in range(config.num_layers) for p in params if p.per_layer]
     return whole + layers

@@ -14,7 +14,16 @@ from schemas.error import SetupError
 OK, FAILED, SETUP, ROW_ERRORS, BUDGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """Exit codes. ``BUDGET``: a budget was reached, and starting again goes on."""
 
-_COMMANDS = ("generate", "plan", "report", "inspect", "import_", "export", "synth")
+_COMMANDS = (
+    "generate",
+    "plan",
+    "report",
+    "inspect",
+    "import_",
+    "export",
+    "convert",
+    "synth",
+)
 
 _EPILOG = """\
 exit codes:

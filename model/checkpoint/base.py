@@ -40,6 +40,7 @@ class Checkpoint(Protocol):
       kind: ``release`` or another layout's name.
       url: its folder, with no secret in it.
       config: the model's shape.
+      weights: what its matrices are stored as, one of ``params.WEIGHTS``.
       tokenizer_url: its ``tokenizer.model``, or None.
       nbytes: size of its tensor files.
     """
@@ -47,6 +48,7 @@ class Checkpoint(Protocol):
     kind: str
     url: str
     config: Grok1Config
+    weights: str
     tokenizer_url: str | None
     nbytes: int
 
@@ -153,3 +155,9 @@ def scales_of_part(param: Param, scales: np.ndarray, index: int, count: int) -> 
     start = index * scales.shape[axis] // count
     at = (slice(None),) * axis
     return np.ascontiguousarray(scales[(*at, slice(start, start + size))])
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -215,6 +215,13 @@ def remove(url: str) -> None:
         fs.rm_file(path)
 
 
+def remove_folder(url: str) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    fs, path = split(url)
+    with _faults("remove", url), contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
 def in_parallel(
     function: Callable[[_T], _R], items: Iterable[_T], threads: int = _THREADS
 ) -> list[_R]:

@@ -18,7 +18,8 @@ class CheckpointReport:
 
     Attributes:
       url: where it lies, with no secret in it.
-      kind: ``release`` or another layout.
+      kind: ``release``, ``store`` or another layout.
+      weights: what its matrices are stored as: ``int8``, ``int4`` or ``bf16``.
       identity: hash over names, sizes and ends of the files.
       config: the model's shape by the keys of ``config.json``.
       parameters: of the model that the config describes.
@@ -37,6 +38,7 @@ class CheckpointReport:
 
     url: str
     kind: str
+    weights: str
     identity: str
     config: Mapping[str, Any]
     parameters: int
@@ -96,6 +98,7 @@ def inspect_checkpoint(url: str) -> CheckpointReport:
     return CheckpointReport(
         url=checkpoint.url,
         kind=checkpoint.kind,
+        weights=checkpoint.weights,
         identity=checkpoint.identity(),
         config=dataclasses.asdict(checkpoint.config),
         parameters=checkpoint.config.num_params,

@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 
 from model.checkpoint import files
-from model.checkpoint.base import HostTensor, identify, scales_of_part, wanted_parts
+from model.checkpoint.base import (
+    HostTensor,
+    first_names,
+    identify,
+    scales_of_part,
+    wanted_parts,
+)
 from model.checkpoint.location import ArrayLocation, TensorLocation, describe
 from model.checkpoint.parts import read_parts
 from model.checkpoint.pickle_read import locate_arrays
@@ -46,6 +52,7 @@ class ReleaseCheckpoint:
     """A checkpoint in the release's layout; see ``base.Checkpoint`` for what it offers."""
 
     kind = "release"
+    weights = "int8"
 
     def __init__(self, root: str, folder: str, sizes: dict[str, int]) -> None:
         """Args: the URL of the checkpoint, that of its tensor files, and these files' sizes."""
@@ -94,19 +101,19 @@ class ReleaseCheckpoint:
         if missing := self.missing():
             raise SetupError(
                 f"the checkpoint at {self.url} misses {len(missing)} of {len(self._names)} "
-                f"tensors{whose}: {_first(missing)}; complete the download"
+                f"tensors{whose}: {first_names(missing)}; complete the download"
             )
         if extra := self.unexpected():
             raise SetupError(
                 f"the checkpoint at {self.url} has {len(extra)} more files than the "
-                f"{len(self._names)} tensors of its config{whose}: {_first(extra)}; "
+                f"{len(self._names)} tensors of its config{whose}: {first_names(extra)}; "
                 f"put the {CONFIG} that belongs to it beside {FOLDER}"
             )
         sizes = {tensor: self._sizes[name] for tensor, name in self._names.items()}
         if short := [self.name_of(t) for t, size in sizes.items() if size < _least_bytes(t)]:
             raise SetupError(
                 f"the checkpoint at {self.url} has {len(short)} files too small for their "
-                f"tensors{whose}: {_first(short)}; complete the download"
+                f"tensors{whose}: {first_names(short)}; complete the download"
             )
 
     def check(self, tensor: Tensor) -> Mapping[str, int]:
@@ -263,8 +270,3 @@ def _from_latin1(data: np.ndarray, url: str) -> np.ndarray:
         return np.frombuffer(data.tobytes().decode().encode("latin-1"), np.uint8)
     except UnicodeError:
         raise SetupError(f"{files.redact(url)} stores text that is no bytes") from None
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

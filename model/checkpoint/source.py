@@ -3,11 +3,12 @@
 from model.checkpoint import files
 from model.checkpoint.base import Checkpoint, HostTensor
 from model.checkpoint.release import ReleaseCheckpoint
+from model.checkpoint.store import StoreCheckpoint
 from schemas.error import SetupError
 
 __all__ = ["Checkpoint", "HostTensor", "open_checkpoint"]
 
-_KINDS = (ReleaseCheckpoint,)
+_KINDS = (StoreCheckpoint, ReleaseCheckpoint)
 """Each has ``find(url)``, which gives the checkpoint there, or None if it is of another kind."""
 
 
@@ -15,8 +16,8 @@ def open_checkpoint(url: str) -> Checkpoint:
     """The checkpoint in a folder, by fsspec URL or local path; lists it and reads its config.
 
     Args:
-      url: a folder with ``ckpt-0/`` and, if it is not Grok-1's own, ``config.json``; or ``ckpt-0``
-        itself. ``tokenizer.model`` may lie beside the config.
+      url: a folder that ``grok1 convert`` wrote; or one with ``ckpt-0/`` and, if it is not Grok-1's
+        own, ``config.json``; or ``ckpt-0`` itself. ``tokenizer.model`` may lie beside the config.
 
     Raises:
       SetupError: there is no checkpoint, it cannot be read, or its config is wrong.
@@ -27,5 +28,6 @@ def open_checkpoint(url: str) -> Checkpoint:
             return checkpoint
     lack = "holds no checkpoint" if files.exists(url) else "does not exist"
     raise SetupError(
-        f"{files.redact(url)} {lack}: give the folder that holds ckpt-0 with its tensor files"
+        f"{files.redact(url)} {lack}: give the folder that holds ckpt-0 with its tensor files, or "
+        "one that grok1 convert wrote"
     )

@@ -46,7 +46,7 @@ def _checkpoint(url: str, as_json: bool) -> int:
     _print(
         f"checkpoint {found.url}",
         {
-            "layout": found.kind,
+            "layout": f"{found.kind}, {found.weights} weights",
             "identity": found.identity,
             "parameters": f"{found.parameters:,}, {found.active_parameters:,} active",
             "files": f"{found.present} of {found.tensors} tensors, {found.nbytes / 1e6:,.1f} MB",
