@@ -1,15 +1,16 @@
 """A checkpoint made for serving: see ``store_plan`` for how it lies, ``convert`` for its making."""
 
+import dataclasses
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import ml_dtypes
 import numpy as np
 
 from model.checkpoint import files
 from model.checkpoint.base import HostTensor, first_names, scales_of_part, wanted_parts
+from model.checkpoint.int4 import unpack_int4
 from model.checkpoint.location import describe
 from model.checkpoint.safetensors_header import read_header
 from model.checkpoint.store_index import INDEX, StoreIndex, checksum, read_index
@@ -124,8 +125,7 @@ class StoreCheckpoint:
         Raises:
           SetupError: it is missing, cut short, damaged, or not what the index describes.
         """
-        for piece in file.pieces:
-            self._read_piece(file, piece)
+        self._read_pieces(file, file.pieces, lambda _, size: np.empty(size, np.uint8))
 
     def identity(self) -> str:
         """Hash of the index, which has a checksum of every block."""
@@ -199,35 +199,70 @@ class StoreCheckpoint:
         return HostTensor(values, np.ascontiguousarray(joined[(*at, slice(None, None, repeated))]))
 
     def _read_stored(self, tensor: Tensor, index: int | None) -> HostTensor:
+        """What the files have of a tensor for one device: values and scales, side by side."""
         file = self._file_of[tensor]
-        arrays = {
-            piece.field: self._read_piece(file, piece)
-            for piece in file.pieces
-            if piece.tensor == tensor and piece.index == index
-        }
-        values = arrays["values"]
+        pieces = [p for p in file.pieces if p.tensor == tensor and p.index == index]
+        buffer = files.empty(sum(piece.nbytes for piece in pieces))
+
+        def place(at: int, size: int) -> np.ndarray:
+            return buffer[at : at + size]
+
+        self._read_pieces(file, pieces, place)
+        cut = pieces[0].nbytes
+        values = buffer[:cut].view(pieces[0].dtype).reshape(pieces[0].shape)
         if tensor.param.stored == "int4":
             values = unpack_int4(values)
-        return HostTensor(values, arrays.get("scales"))
+        if len(pieces) == 1:
+            return HostTensor(values)
+        scales = buffer[cut:].copy().view(pieces[1].dtype).reshape(pieces[1].shape)
+        return HostTensor(values, scales)
 
-    def _read_piece(self, file: StoreFile, piece: Piece) -> np.ndarray:
-        start, url = self._located(file)[piece.name], files.join(self._folder, file.name)
-        sums = self.index.checksums[file.name][piece.name]
-        buffer = files.empty(piece.nbytes)
+    def _read_pieces(
+        self, file: StoreFile, pieces: Sequence[Piece], place: Callable[[int, int], np.ndarray]
+    ) -> None:
+        """Reads pieces that lie one after another, and compares them with their checksums.
 
-        def fill(at: int) -> None:
-            block = buffer[at : at + BLOCK_BYTES]
-            files.read_into(url, start + at, block)
-            number = at // BLOCK_BYTES
-            if checksum(block) != sums[8 * number : 8 * number + 8]:
-                raise SetupError(
-                    f"{file.name} in {self.url} is damaged between bytes {start + at} and "
-                    f"{start + at + block.size} ({piece.name}): its checksum differs; copy it "
-                    "again, or convert again"
-                )
+        Small ones are read by one request, large ones by several.
 
-        files.in_parallel(fill, piece.blocks, _THREADS)
-        return buffer.view(piece.dtype).reshape(piece.shape)
+        Args:
+          file: that holds them.
+          pieces: which.
+          place: gives the array to read so many bytes into that begin so far from the first.
+        """
+        url, start = files.join(self._folder, file.name), self._located(file)[pieces[0].name]
+
+        def read(blocks: list[_Block]) -> None:
+            first, size = blocks[0].at, sum(block.size for block in blocks)
+            buffer = place(first, size)
+            files.read_into(url, start + first, buffer)
+            for block in blocks:
+                at = block.at - first
+                if checksum(buffer[at : at + block.size]) != block.checksum:
+                    begin = start + block.at
+                    raise SetupError(
+                        f"{file.name} in {self.url} is damaged between bytes {begin} and "
+                        f"{begin + block.size} ({block.piece.name}): its checksum differs; copy it "
+                        "again, or convert again"
+                    )
+
+        requests: list[list[_Block]] = []
+        room = 0
+        for block in self._blocks(file, pieces):
+            if block.size > room:
+                requests.append([])
+                room = BLOCK_BYTES
+            requests[-1].append(block)
+            room -= block.size
+        files.in_parallel(read, requests, _THREADS)
+
+    def _blocks(self, file: StoreFile, pieces: Sequence[Piece]) -> Iterator["_Block"]:
+        at = 0
+        for piece in pieces:
+            sums = self.index.checksums[file.name][piece.name]
+            for number, begin in enumerate(piece.blocks):
+                size = min(BLOCK_BYTES, piece.nbytes - begin)
+                yield _Block(piece, at + begin, size, sums[8 * number : 8 * number + 8])
+            at += piece.nbytes
 
     def _located(self, file: StoreFile) -> dict[str, int]:
         """Where the pieces of a file begin, by its own header, compared with what it should hold.
@@ -256,16 +291,11 @@ class StoreCheckpoint:
         return starts
 
 
-def pack_int4(values: np.ndarray) -> np.ndarray:
-    """[..., n] integers from -8 to 7 as [..., n / 2] bytes, the first of a pair in the low half."""
-    nibbles = values.astype(np.int8).view(np.uint8) & 0xF
-    return nibbles[..., 0::2] | nibbles[..., 1::2] << 4
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Bytes with one checksum: ``size`` of them, ``at`` so many from the first piece's begin."""
 
-
-def unpack_int4(packed: np.ndarray) -> np.ndarray:
-    """[..., n / 2] bytes as [..., n] 4-bit integers; see ``pack_int4``."""
-    *lead, half = packed.shape
-    values = files.empty(2 * packed.size).view(np.int8).reshape(*lead, half, 2)
-    np.right_shift((packed << 4).view(np.int8), 4, out=values[..., 0])
-    np.right_shift(packed.view(np.int8), 4, out=values[..., 1])
-    return values.reshape(*lead, 2 * half).view(ml_dtypes.int4)
+    piece: Piece
+    at: int
+    size: int
+    checksum: str
