@@ -10,7 +10,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.checkpoint import files, store
+from model.checkpoint import files
 from model.checkpoint.convert import convert
 from model.checkpoint.inspect import inspect_checkpoint
 from model.checkpoint.source import open_checkpoint
@@ -252,13 +252,3 @@ def test_any_index_is_refused_or_describes_its_files(stores, change):
         assert INDEX in str(fault)
         return
     assert {file.name for file in read.files()} == set(index["checksums"])
-
-
-@given(
-    values=st.lists(st.integers(-8, 7), min_size=2, max_size=40).filter(lambda v: len(v) % 2 < 1)
-)
-def test_four_bit_numbers_two_to_a_byte(values):
-    array = np.array([values, values[::-1]], np.int8)
-    packed = store.pack_int4(array)
-    assert packed.shape == (2, len(values) // 2)
-    np.testing.assert_array_equal(store.unpack_int4(packed).astype(np.int8), array)
