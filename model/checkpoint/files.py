@@ -104,7 +104,7 @@ def exists(url: str) -> bool:
     with _faults("look for", url):
         try:
             fs.info(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
