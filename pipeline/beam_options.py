@@ -2,9 +2,12 @@
 
 import argparse
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.worker import sdk_worker
 
 from schemas.error import SetupError
 
@@ -22,9 +25,13 @@ def local_options() -> PipelineOptions:
     return PipelineOptions(complete([]))
 
 
-def runner_name(options: PipelineOptions) -> str | None:
-    """The runner to make a pipeline with: this machine's by its own name, None as options say."""
-    return LOCAL_RUNNER if _is_local(options.view_as(StandardOptions).runner) else None
+def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """An empty pipeline on the runner that the options name; this machine's by its own name."""
+    if not _is_local(options.view_as(StandardOptions).runner):
+        return beam.Pipeline(options=options)
+    # The runner talks to its threads by gRPC, which would ask a proxy for the way to localhost.
+    os.environ.setdefault("no_grpc_proxy", "localhost,127.0.0.1")
+    return beam.Pipeline(runner=LOCAL_RUNNER, options=options)
 
 
 def complete(arguments: Sequence[str]) -> list[str]:
@@ -48,6 +55,11 @@ def runs_here(arguments: Sequence[str]) -> bool:
     """Whether completed arguments name a run in this very process, whose counters can be seen."""
     apart = "--direct_running_mode=multi_processing"
     return f"--runner={LOCAL_RUNNER}" in arguments and apart not in arguments
+
+
+def print_no_tracebacks() -> None:
+    """Keeps workers in this process from printing each fault: it is logged and raised as well."""
+    vars(sdk_worker)["print"] = lambda *_, **__: None
 
 
 def check(arguments: Sequence[str], ours: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import plan
-from pipeline.beam_options import local_options, runner_name
+from pipeline.beam_options import local_options, make_pipeline
 from pipeline.commit import Committed, commit
 from pipeline.elements import CompletionChunk, PromptChunk
 from pipeline.finalize import finalize
@@ -42,8 +42,7 @@ def build_pipeline(
 
 def wire(job: Job, beam_options: PipelineOptions | None = None) -> beam.Pipeline:
     """The pipeline of a job that ``prepare_job`` has checked."""
-    options = beam_options or local_options()
-    pipeline = beam.Pipeline(runner=runner_name(options), options=options)
+    pipeline = make_pipeline(beam_options or local_options())
     (
         pipeline
         | "ReadPrompts" >> ReadPrompts(job)

@@ -1,6 +1,7 @@
 """What ``grok1 generate`` does, once its arguments are understood."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from pipeline.options import GenerateOptions
 from pipeline.prepare import Job, prepare_job
 from pipeline.report import terminal
 from schemas.error import SetupError
+
+_FRAME = re.compile(r'^  File ".*", line \d+, in .*$', re.MULTILINE)
+_FAULT = re.compile(r"^(?:[\w.]+\.)?(?P<kind>\w+): (?P<reason>.*)", re.MULTILINE | re.DOTALL)
 
 
 def generate(
@@ -72,6 +76,8 @@ def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]
     from pipeline.job import run
     from pipeline.progress import Progress
 
+    if not debug:
+        beam_options.print_no_tracebacks()
     arguments = beam_options.complete(beam_arguments)
     watched = Progress(job) if beam_options.runs_here(arguments) else contextlib.nullcontext()
     try:
@@ -83,29 +89,26 @@ def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]
         registry.shut_down()
         raise
     except Exception as error:
-        if debug:
-            raise
         kind, reason = root_cause(error)
+        cause = error if debug else None
         if kind == "SetupError":
-            raise SetupError(reason) from None
+            raise SetupError(reason) from cause
         known = kind in ("InputChanged", "Superseded", "RowFailed")
         raise Failed(
             (reason if known else f"{kind}: {reason} (more with --debug)")
             + "; parts that are committed are kept, and starting again does the rest"
-        ) from None
+        ) from cause
 
 
 def root_cause(error: Exception) -> tuple[str, str]:
     """The class and the message of what failed in a worker.
 
-    Beam's local runner raises the worker's traceback as the text of a RuntimeError, whose last line
-    is the fault and the step that it happened in.
+    Beam's local runner raises the worker's traceback as the text of a RuntimeError. What stands
+    after its last frame is the fault, and the step that it happened in.
     """
-    text = str(error).strip()
-    last = text.splitlines()[-1] if text else ""
-    fault = last.partition(" [while running")[0]
-    kind, colon, reason = fault.partition(": ")
-    name = kind.rpartition(".")[2]
-    if "Traceback" in text and colon and name.isidentifier():
-        return name, reason
+    text = str(error)
+    after = _FRAME.split(text)[-1] if "Traceback (most" in text else ""
+    if found := _FAULT.search(after):
+        reason = found["reason"].partition(" [while running")[0]
+        return found["kind"], " ".join(reason.split())[:1000]
     return type(error).__name__, " ".join(text.split())[:500]

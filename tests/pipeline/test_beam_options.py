@@ -2,8 +2,9 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.portable_runner import PortableRunner
 
-from pipeline.beam_options import check, complete, local_options, runner_name
+from pipeline.beam_options import check, complete, local_options, make_pipeline
 from pipeline.job import wire
 from schemas.error import SetupError
 
@@ -26,14 +27,18 @@ def options(arguments):
 @pytest.mark.parametrize("name", LOCAL)
 def test_the_local_runner_by_any_name_is_the_one_that_needs_no_download(name):
     assert options(["--runner", name]).view_as(StandardOptions).runner == "FnApiRunner"
-    assert runner_name(PipelineOptions([f"--runner={name}"])) == "FnApiRunner"
+    assert type(make_pipeline(PipelineOptions([f"--runner={name}"])).runner) is FnApiRunner
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_another_runner_is_left_alone(name):
     arguments = [f"--runner={name}", "--region=x"]
     assert complete(arguments) == arguments
-    assert runner_name(PipelineOptions([f"--runner={name}"])) is None
+
+
+def test_a_pipeline_for_elsewhere_is_made_for_there():
+    options = PipelineOptions(["--runner=PortableRunner"])
+    assert type(make_pipeline(options).runner) is PortableRunner
 
 
 def test_a_local_run_has_chunks_in_flight():
