@@ -1,7 +1,6 @@
 """Writing a chunk's part: whole or not at all, by the first writer only, with its provenance."""
 
 import collections
-import contextlib
 import dataclasses
 import datetime
 import functools
@@ -10,7 +9,7 @@ import importlib.metadata
 import json
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +19,6 @@ from model.checkpoint import files
 from pipeline.claim import JOB
 from pipeline.elements import CompletionChunk
 from pipeline.footer import read_footer
-from pipeline.plan import read_chunks
 from pipeline.prepare import Job
 from pipeline.storage import Folder
 from schemas.error import INPUT_ERRORS
@@ -96,27 +94,11 @@ class Committed:
 
 
 class Tally:
-    """What this process has committed so far, for whoever watches it. Thread-safe.
-
-    Attributes:
-      under_way: commits begun and not ended.
-    """
+    """What this process has committed so far, for whoever watches it. Thread-safe."""
 
     def __init__(self) -> None:
         self._total = Counts()
         self._lock = threading.Lock()
-        self.under_way = 0
-
-    @contextlib.contextmanager
-    def commit(self) -> Iterator[None]:
-        """While a part is written."""
-        with self._lock:
-            self.under_way += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.under_way -= 1
 
     def add(self, counts: Counts) -> None:
         """So much more."""
@@ -147,37 +129,16 @@ def commit(job: Job, result: CompletionChunk) -> Committed:
         row, error = next(iter(result.errors.items()))
         where = f"row {chunk.first_row + row} of {chunk.file.path}"
         raise RowFailed(f"{where}: {error.sentence()}; --strict stops here")
-    with tally.commit():
-        check_owner(job)
-        first = job.folder.create(chunk.part_name, _parquet(job, result, table, counts))
-        if first:
-            _give_up_if_superseded(job, chunk.part_name)
-        else:
-            counts = read_counts(job.folder, chunk.part_name)
-    tally.add(counts)
-    return Committed(part=chunk.part_name, first=first, counts=counts)
-
-
-def _parquet(job: Job, result: CompletionChunk, table: pa.Table, counts: Counts) -> bytes:
+    check_owner(job)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table)
         writer.add_key_value_metadata(_metadata(job, result, counts))
-    return sink.getvalue().to_pybytes()
-
-
-def _give_up_if_superseded(job: Job, part: str) -> None:
-    """Takes a part back that was written while another run took the folder over.
-
-    Its rows would stand there beside the new run's, and nobody looks for strays after Finalize. A
-    part that the new run has in its plan too is as good as its own, and may be counted on.
-    """
-    try:
-        check_owner(job)
-    except Superseded:
-        if part not in {chunk.part_name for chunk in read_chunks(job.folder)}:
-            job.folder.remove([part])
-        raise
+    first = job.folder.create(chunk.part_name, sink.getvalue().to_pybytes())
+    if not first:
+        counts = read_counts(job.folder, chunk.part_name)
+    tally.add(counts)
+    return Committed(part=chunk.part_name, first=first, counts=counts)
 
 
 def count(job: Job, result: CompletionChunk, table: pa.Table) -> Counts:

@@ -14,7 +14,10 @@ _MAX_BYTES = 1 << 30
 
 
 def read_footer(url: str, size: int) -> tuple[bytes, pq.FileMetaData]:
-    """A file's footer as bytes and parsed.
+    """A file's last bytes, with the footer and what else came along, and the parsed footer.
+
+    A footer tells a file from another of other sizes or other statistics, but not from one whose
+    rows stand in another order. The bytes before it do, and of a small file they are all.
 
     Args:
       url: the file.
@@ -35,11 +38,10 @@ def read_footer(url: str, size: int) -> tuple[bytes, pq.FileMetaData]:
         raise SetupError(f"{where} is no readable Parquet file: its footer is cut short")
     if length > len(tail):
         tail = read_tail(url, size, length)
-    footer = tail[-length:]
     try:
-        metadata = pq.read_metadata(pa.BufferReader(footer))
+        metadata = pq.read_metadata(pa.BufferReader(tail[-length:]))
         metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SetupError(f"{where} is no readable Parquet file: {reason}") from None
-    return footer, metadata
+    return tail, metadata

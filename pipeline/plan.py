@@ -71,7 +71,7 @@ class PlannedFile:
       path: what its rows' ids derive from.
       size: in bytes.
       version: ETag, generation or time of change, when it was planned.
-      footer: hash of its Parquet footer.
+      footer: hash of its end: the Parquet footer, and some of what stands before it.
       rows: its rows, where they are known.
       error_code: why none of its rows is in the plan, or None.
       error_message: the same in a sentence.

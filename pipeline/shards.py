@@ -46,8 +46,8 @@ class Shard:
 
     Attributes:
       file: the file.
-      footer: hash of the footer, which changes with any content of the file that has statistics;
-        empty if it cannot be read.
+      footer: hash of the file's end: the footer, and some of what stands before it; empty if it
+        cannot be read.
       metadata: the parsed footer; None if it cannot be read.
       fault: why none of the file's rows can be taken, or None.
     """
@@ -96,17 +96,17 @@ def read_footers(listed: Iterable[Listed]) -> list[Shard]:
 
     def read(file: Listed) -> Shard:
         try:
-            footer, metadata = read_footer(file.url, file.size)
+            end, metadata = read_footer(file.url, file.size)
         except SetupError as error:
             return Shard(file=file, fault=RowError(ErrorCode.INPUT_UNREADABLE, str(error)))
-        return Shard(file=file, footer=footer_digest(footer), metadata=metadata)
+        return Shard(file=file, footer=end_digest(end), metadata=metadata)
 
     return files.in_parallel(read, list(listed))
 
 
-def footer_digest(footer: bytes) -> str:
-    """Hash of a footer's bytes."""
-    return hashlib.blake2b(footer, digest_size=16).hexdigest()
+def end_digest(end: bytes) -> str:
+    """Hash of a file's last bytes, as ``read_footer`` gives them."""
+    return hashlib.blake2b(end, digest_size=16).hexdigest()
 
 
 def version_of(info: Mapping[str, Any]) -> str:

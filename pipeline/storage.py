@@ -58,17 +58,11 @@ class Folder:
                 raise
         return True
 
-    def replace(self, name: str, data: bytes, *, flush: bool = True) -> None:
-        """Writes a file, whole, in place of another of its name.
-
-        Args:
-          name: of the file.
-          data: its bytes.
-          flush: whether it must outlive the machine, not only the process.
-        """
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes a file, whole, in place of another of its name."""
         fs, path = files.split(self.at(name))
         if isinstance(fs, LocalFileSystem):
-            temporary = self._write_temporary(path, data, flush)
+            temporary = self._write_temporary(path, data)
             os.replace(temporary, path)
         else:
             fs.pipe_file(path, data, **_in_one_request(fs, data))
@@ -123,14 +117,13 @@ class Folder:
                 os.unlink(temporary)
         return True
 
-    def _write_temporary(self, path: str, data: bytes, flush: bool = True) -> str:
+    def _write_temporary(self, path: str, data: bytes) -> str:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = os.path.join(files.split(self.url)[1], TEMPORARY + uuid.uuid4().hex)
         with open(temporary, "xb") as file:
             file.write(data)
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         return temporary
 
 

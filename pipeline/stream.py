@@ -11,7 +11,7 @@ from model.checkpoint import files
 from pipeline.footer import read_footer
 from pipeline.pages import is_corrupt, salvage
 from pipeline.plan import Chunk, PlannedFile
-from pipeline.shards import footer_digest, version_of
+from pipeline.shards import end_digest, version_of
 from pipeline.storage import open_parquet
 from schemas.error import ErrorCode, RowError, SetupError
 
@@ -252,7 +252,7 @@ def _check_unchanged(url: str, file: PlannedFile) -> None:
         return
     # A copy or a touch gives the same content another version.
     try:
-        same = footer_digest(read_footer(url, info["size"])[0]) == file.footer
+        same = end_digest(read_footer(url, info["size"])[0]) == file.footer
     except SetupError:
         same = False
     if info["size"] != file.size or not same:

@@ -1,4 +1,7 @@
+import os
 import pathlib
+import shutil
+import tempfile
 
 import hypothesis
 import pytest
@@ -6,9 +9,18 @@ import pytest
 from model.checkpoint.synth_tokenizer import synthesize_tokenizer
 from model.tokenizer import Tokenizer
 
+# Many tests make an engine of the same shapes: each program is compiled once a session.
+_CACHE = tempfile.mkdtemp(prefix="grok1-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
 # A compile or a busy machine may make one example slow; that is no failure.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from model.engine.machine import describe_machine
 from model.engine.options import EngineOptions
 from model.engine.programs import CompiledSteps, Plan
 from model.engine.shapes import choose_shapes
-from model.layout import Layout, abstract_params, choose_layout, held_bytes
+from model.layout import Layout, abstract_params, choose_layout
 from model.numerics import MODES
 from model.placement import load_params
 from model.sharding import make_mesh
@@ -43,11 +43,10 @@ def load(
     vocabulary = _load_tokenizer(tokenizer or checkpoint.tokenizer_url, checkpoint.config)
     mesh = make_mesh(options.devices, checkpoint.config, list(devices or jax.devices()))
     numerics = MODES[options.numerics]
-    platform = mesh.devices.flat[0].platform
-    layout = layout or choose_layout(platform, numerics, checkpoint.weights)
+    layout = layout or choose_layout(mesh.devices.flat[0].platform, numerics)
     weights = abstract_params(checkpoint.config, mesh, numerics, layout)
-    machine = describe_machine(mesh, held_bytes(weights))
-    shapes = choose_shapes(checkpoint.config, options, machine)
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights)]
+    shapes = choose_shapes(checkpoint.config, options, describe_machine(mesh, sum(sizes)))
     plan = Plan(
         checkpoint.config,
         numerics,

@@ -17,12 +17,13 @@ ENGINE = ("--numerics", "float32", "--slots", "8")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a command: exit code, what it printed, and the output folder."""
+    """What became of a command: exit code, what it printed, the output folder and its parts."""
 
     code: int
     out: str
     err: str
     folder: pathlib.Path
+    parts: list[str]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -31,10 +32,6 @@ class Outcome:
     @property
     def manifest(self) -> dict[str, Any]:
         return json.loads((self.folder / "_manifest.json").read_text())
-
-    @property
-    def parts(self) -> list[str]:
-        return sorted(path.name for path in self.folder.glob("part-*"))
 
     def sentence(self) -> str:
         """The one line on stderr that a fault is told in."""
@@ -64,7 +61,8 @@ def generate(tmp_path: pathlib.Path, talking: str, capfd: pytest.CaptureFixture[
         capfd.readouterr()
         code = main([str(word) for word in words])
         out, err = capfd.readouterr()
-        return Outcome(code, out, err, pathlib.Path(output))
+        parts = sorted(path.name for path in pathlib.Path(output).glob("part-*"))
+        return Outcome(code, out, err, pathlib.Path(output), parts)
 
     return run
 

@@ -111,6 +111,16 @@ def test_a_changed_file_has_another_footer(tmp_path):
     assert footer() != one
 
 
+def test_rows_in_another_order_make_another_file(tmp_path):
+    """Their sizes and statistics are the same."""
+
+    def footer(*prompts):
+        write(tmp_path / "a.parquet", {"prompt": prompts})
+        return read_footers(list_inputs([str(tmp_path)]))[0].footer
+
+    assert footer("a", "b", "c") != footer("c", "a", "b")
+
+
 def test_a_footer_larger_than_the_first_read(tmp_path):
     wide = {f"column_{i:04d}": ["x" * 50] for i in range(1500)}
     path = pathlib.Path(write(tmp_path / "a.parquet", wide))

@@ -1,0 +1,116 @@
+"""Started again, the same command does only what is missing."""
+
+import os
+
+import pytest
+
+from pipeline import registry
+from tests.jobs import write
+
+TABLE = {
+    "prompt": [f"def f{i}(x):" for i in range(10)],
+    "max_tokens": [1 + i % 4 for i in range(10)],
+}
+FLAGS = ("--chunk-rows", 3, "--ignore-eos")
+
+
+def written(outcome) -> dict[str, tuple[int, bytes]]:
+    """Each part's inode and bytes: a part written again is another file."""
+    return {
+        path.name: (path.stat().st_ino, path.read_bytes()) for path in outcome.folder.glob("part-*")
+    }
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def forbid():
+        monkeypatch.setattr(registry, "factory", lambda settings: pytest.fail("an engine loaded"))
+        monkeypatch.setattr(registry, "_held", {})
+
+    return forbid
+
+
+def test_nothing_is_left_to_do(generate, no_model):
+    first = generate(*FLAGS, table=TABLE)
+    before = written(first)
+    no_model()
+    again = generate(*FLAGS)
+    assert again.code == 0
+    assert written(again) == before
+    assert "4 parts, 4 of them done" in again.out
+    assert "0 written, 4 there before" in " ".join(again.out.split())
+
+
+@pytest.mark.parametrize("lost", [[0], [1, 3], [0, 1, 2, 3]])
+def test_only_what_is_missing_is_done(generate, lost):
+    first = generate(*FLAGS, table=TABLE)
+    before, rows = written(first), first.rows
+    for i in lost:
+        (first.folder / first.parts[i]).unlink()
+    again = generate(*FLAGS)
+    assert again.code == 0
+    assert again.rows == rows
+    assert f"{len(lost)} written" in again.out
+    after = written(again)
+    assert after.keys() == before.keys()
+    for i, name in enumerate(first.parts):
+        assert i in lost or after[name] == before[name]
+
+
+def test_a_run_that_only_lacks_its_end_is_closed_without_a_model(generate, no_model):
+    first = generate(*FLAGS, table=TABLE)
+    manifest = first.manifest
+    for name in ("_SUCCESS", "_manifest.json", "_manifest.parquet"):
+        (first.folder / name).unlink()
+    no_model()
+    again = generate(*FLAGS)
+    assert again.code == 0
+    assert again.manifest | {"finished_at": ""} == manifest | {"finished_at": ""}
+
+
+def test_a_part_of_another_run_is_not_taken_for_one_of_this(generate):
+    first = generate(*FLAGS, table=TABLE)
+    stray = first.folder / first.parts[0].replace("-000000000000-", "-000000000001-")
+    os.link(first.folder / first.parts[0], stray)
+    (first.folder / first.parts[1]).unlink()
+    again = generate(*FLAGS)
+    assert again.code == 0
+    assert again.parts == first.parts
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--temperature", 0.5], "another temperature: 1.0 there, 0.5 now"),
+        (["--seed", 4], "another run_seed: 0 there, 4 now"),
+        (["--numerics", "bf16"], 'another numerics: "float32" there, "bf16" now'),
+        (["--top-k", 4, "--n", 2], "and 1 more settings differ"),
+    ],
+)
+def test_another_run_is_refused_and_named(generate, flags, told):
+    first = generate(*FLAGS, table=TABLE)
+    before = written(first)
+    other = generate(*FLAGS, *flags)
+    assert other.code == 2
+    assert told in other.sentence()
+    assert "--overwrite" in other.sentence()
+    assert written(first) == before
+    assert (first.folder / "_SUCCESS").exists()
+
+
+def test_overwriting_starts_anew(generate):
+    first = generate(*FLAGS, table=TABLE)
+    other = generate("--max-tokens", 2, "--overwrite", table={"prompt": ["a"]})
+    assert other.code == 0
+    assert len(other.rows) == 1
+    assert not set(other.parts) & set(first.parts)
+
+
+def test_a_changed_input_is_refused_and_named(generate, tmp_path):
+    generate(*FLAGS, table=TABLE)
+    write(tmp_path / "in" / "b.parquet", TABLE)
+    assert "file 'b.parquet' is new" in generate(*FLAGS).sentence()
+    (tmp_path / "in" / "b.parquet").unlink()
+    assert generate(*FLAGS).code == 0
+    changed = {**TABLE, "prompt": TABLE["prompt"][::-1]}
+    assert "file 'a.parquet' has changed" in generate(*FLAGS, table=changed).sentence()
