@@ -58,6 +58,20 @@ $(VENV)-lm-eval/.made: requirements-lm-eval.lock pyproject.toml setup.py
 test-lm-eval: $(VENV)-lm-eval/.made  ## run lm-evaluation-harness on local tasks
 	$(VENV)-lm-eval/bin/python -m pytest tests/model/test_lm_eval.py
 
+# The compilers for TPUs and GPUs, which need none of them.
+$(VENV)-aot/.made: requirements-aot.lock pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)-aot
+	$(VENV)-aot/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-aot.lock
+	$(VENV)-aot/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: aot
+aot: $(VENV)-aot/.made  ## make .venv-aot, where grok1 fit compiles for TPUs and GPUs
+
+.PHONY: test-aot
+test-aot: aot  ## compile the full model for TPUs and GPUs (half an hour)
+	$(VENV)-aot/bin/python -m pytest -m 'slow or not slow' tests/model/test_fit.py tests/model/test_aot.py
+
 .PHONY: lint
 lint: setup-dev  ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -74,7 +88,8 @@ lock: setup-dev  ## choose dependencies anew and write the lock files
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra lm-eval --extra dev -c requirements-dev.lock pyproject.toml -o requirements-lm-eval.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra aot --extra dev -c requirements-dev.lock pyproject.toml -o requirements-aot.lock
 
 .PHONY: clean
 clean:  ## remove what these targets made
-	rm -rf $(VENV) $(VENV)-lm-eval $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lm-eval $(VENV)-aot $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -11,6 +11,9 @@ from schemas.error import SetupError
 
 _GIB = 1 << 30
 
+GPU_MEMORY_SHARE = 0.95
+"""What programs may take of a GPU; the rest is the driver's, the collectives' and the runtime's."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineProfile:
@@ -21,7 +24,7 @@ class MachineProfile:
       title: for people.
       platform: ``tpu`` or ``gpu``.
       devices: that take part in tensor parallelism.
-      limit_bytes: memory of a device.
+      limit_bytes: memory of a device, as its driver or compiler counts it.
       bandwidth: bytes a second that a device reads from its memory.
       flops: bfloat16 operations a second of a device, a multiply-add being two.
       topology: what the compiler calls it: a TPU's topology, or a GPU's device kind.
@@ -35,6 +38,12 @@ class MachineProfile:
     bandwidth: float
     flops: float
     topology: str
+
+    @property
+    def usable_bytes(self) -> int:
+        """What programs may fill of a device's memory."""
+        share = GPU_MEMORY_SHARE if self.platform == "gpu" else 1.0
+        return int(self.limit_bytes * share)
 
 
 def _tpu(

@@ -14,8 +14,12 @@ from jax import lax
 
 from model.config import Grok1Config
 from model.numerics import Numerics
-from model.quantization import matmul
+from model.quantization import Weight, matmul
+from model.stack import OfStack
 from model.trees import Leaf
+
+EXPERTS = ("gate", "up", "down")
+"""The weights [E, in, out] of a layer's experts."""
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +94,7 @@ def mixture(
         pair = order[jnp.minimum(starts[:, None] + place, pairs - 1)]
         pair = jnp.where(place < counts[:, None], pair, pairs)
         block = source[jnp.minimum(pair // chosen, tokens)]
-        result = expert_ffn(block, layer, numerics)
+        result = expert_ffn(block, {n: _taken(layer[n], done) for n in EXPERTS}, numerics)
         results = results.at[pair.reshape(-1)].set(
             result.reshape(-1, result.shape[-1]), mode="drop"
         )
@@ -106,3 +110,7 @@ def mixture(
     for i in range(1, chosen):
         mixed = mixed + results[:, i] * gates[:, i : i + 1]
     return mixed
+
+
+def _taken(weight: Any, counter: jax.Array) -> Weight:
+    return weight.take(counter) if isinstance(weight, OfStack) else weight

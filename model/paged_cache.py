@@ -72,7 +72,9 @@ class PagedCache:
         self, layer: jax.Array, at: Place, keys: jax.Array, values: jax.Array
     ) -> "PagedCache":
         """The cache with [T, K, N] keys and values stored at ``at``."""
-        where = (layer, at.page, slice(None), at.offset)
+        # An index for each head too: else a TPU's compiler turns the whole cache around for it.
+        heads = jnp.arange(keys.shape[1])
+        where = (layer, at.page[:, None], heads, at.offset[:, None])
         if self.key_scales is None:
             return PagedCache(
                 self.keys.at[where].set(keys.astype(self.keys.dtype)),

@@ -20,11 +20,12 @@ from jax import lax
 
 from model.attention import Queries, attention, rotary
 from model.config import Grok1Config
-from model.moe import Routing, mixture, route, router_logits
+from model.moe import EXPERTS, Routing, mixture, route, router_logits
 from model.numerics import Numerics
 from model.paged_cache import PagedCache, Place
 from model.quantization import matmul
 from model.sharding import Collectives
+from model.stack import OfStack
 from model.trees import Leaf
 
 Layer = dict[str, Any]
@@ -214,9 +215,11 @@ def _each_layer(step: Callable, layers: Layer | tuple[Layer, ...], state: Any) -
         for index, layer in enumerate(layers):
             state = step(layer, jnp.int32(index), state)
         return state
-    count = len(layers["attn_norm"])
 
-    def body(state, xs):
-        return step(xs[0], xs[1], state), None
+    def body(index, state):
+        stacked = {name: OfStack(stack, index) for name, stack in layers.items()}
+        # Experts' weights are read in loops of their own.
+        layer = {n: w if n in EXPERTS else w.take() for n, w in stacked.items()}
+        return step(layer, index, state)
 
-    return lax.scan(body, state, (layers, jnp.arange(count, dtype=jnp.int32)))[0]
+    return lax.fori_loop(0, len(layers["attn_norm"]), body, state)

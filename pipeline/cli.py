@@ -23,6 +23,7 @@ _COMMANDS = (
     "export",
     "convert",
     "synth",
+    "fit",
 )
 
 _EPILOG = """\

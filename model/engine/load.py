@@ -9,12 +9,10 @@ from jax.sharding import Mesh
 
 from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.config import Grok1Config
-from model.engine.machine import describe_machine
 from model.engine.options import EngineOptions
+from model.engine.plan import make_plan
 from model.engine.programs import CompiledSteps, Plan
-from model.engine.shapes import choose_shapes
-from model.layout import Layout, abstract_params, choose_layout
-from model.numerics import MODES
+from model.layout import Layout
 from model.placement import load_params
 from model.sharding import make_mesh
 from model.tokenizer import Tokenizer
@@ -42,20 +40,7 @@ def load(
     checkpoint.verify()
     vocabulary = _load_tokenizer(tokenizer or checkpoint.tokenizer_url, checkpoint.config)
     mesh = make_mesh(options.devices, checkpoint.config, list(devices or jax.devices()))
-    numerics = MODES[options.numerics]
-    layout = layout or choose_layout(mesh.devices.flat[0].platform, numerics)
-    weights = abstract_params(checkpoint.config, mesh, numerics, layout)
-    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights)]
-    shapes = choose_shapes(checkpoint.config, options, describe_machine(mesh, sum(sizes)))
-    plan = Plan(
-        checkpoint.config,
-        numerics,
-        layout,
-        shapes,
-        mesh,
-        ordered=options.collectives == "ordered",
-        quantized_cache=options.kv_cache_dtype == "int8",
-    )
+    plan = make_plan(checkpoint.config, options, mesh, layout)
     compiled = CompiledSteps(plan)
     with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
         compiling = pool.submit(

@@ -16,14 +16,21 @@ _ACCELERATOR_RESERVE = 2 << 30
 """Bytes of a device left for a step's temporaries and the runtime."""
 
 
-def describe_machine(mesh: Mesh, weight_bytes: int) -> Machine:
-    """The machine, with the memory that weights of ``weight_bytes`` in all leave to the cache."""
+def describe_machine(mesh: Mesh, weight_bytes: int, memory: int | None = None) -> Machine:
+    """The machine, with the memory that the weights leave to the cache.
+
+    Args:
+      mesh: its devices.
+      weight_bytes: of all weights over all devices.
+      memory: bytes of a device; None asks it, which only one that is present can answer.
+    """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Machine(platform="cpu", devices=mesh.size, cache_bytes=memory // _SHARE_OF_HOST)
-    limit = (device.memory_stats() or {}).get("bytes_limit", 16 << 30)
-    free = limit - weight_bytes // mesh.size - _ACCELERATOR_RESERVE
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Machine(platform="cpu", devices=mesh.size, cache_bytes=host // _SHARE_OF_HOST)
+    if memory is None:
+        memory = (device.memory_stats() or {}).get("bytes_limit", 16 << 30)
+    free = memory - weight_bytes // mesh.size - _ACCELERATOR_RESERVE
     platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
     return Machine(platform=platform, devices=mesh.size, cache_bytes=max(free, 0) * mesh.size)
 

@@ -1,0 +1,46 @@
+"""From a model, options and a mesh to all that decides what is compiled."""
+
+import jax
+from jax.sharding import Mesh
+
+from model.config import Grok1Config
+from model.engine.machine import describe_machine
+from model.engine.options import EngineOptions
+from model.engine.programs import Plan
+from model.engine.shapes import choose_shapes
+from model.layout import Layout, abstract_params, choose_layout
+from model.numerics import MODES
+
+
+def make_plan(
+    config: Grok1Config,
+    options: EngineOptions,
+    mesh: Mesh,
+    layout: Layout | None = None,
+    memory: int | None = None,
+) -> Plan:
+    """The plan of an engine on a mesh whose devices may be present or only described.
+
+    Args:
+      config: the model.
+      options: settings; what they leave open is chosen for the machine under the mesh.
+      mesh: the devices.
+      layout: how weights lie in memory; by default the backend's.
+      memory: bytes of a device; must be given if it is only described.
+
+    Raises:
+      SetupError: the machine cannot hold the model and one longest sequence.
+    """
+    numerics = MODES[options.numerics]
+    layout = layout or choose_layout(mesh.devices.flat[0].platform, numerics)
+    weights = jax.tree.leaves(abstract_params(config, mesh, numerics, layout))
+    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in weights)
+    return Plan(
+        config,
+        numerics,
+        layout,
+        choose_shapes(config, options, describe_machine(mesh, nbytes, memory)),
+        mesh,
+        ordered=options.collectives == "ordered",
+        quantized_cache=options.kv_cache_dtype == "int8",
+    )

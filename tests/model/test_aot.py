@@ -1,0 +1,63 @@
+"""The full model, compiled for machines that are not here: all 64 layers, every step.
+
+Needs the extra ``aot`` (``make test-aot``). Each case is a process of its own, and takes minutes.
+"""
+
+import dataclasses
+
+import pytest
+
+from model.config import GROK_1
+from model.fit import STEPS, Question, compile_for, find_fit
+from schemas.error import SetupError
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+GIB = 1 << 30
+EXCHANGES = {"all-to-all": 2, "all-gather": 2}
+
+
+def compiled(machine: str, slots: int | None, context: int, **more):
+    question = Question(machine=machine, config=GROK_1, slots=slots, context=context, **more)
+    try:
+        return find_fit(question) if slots is None else compile_for(question)
+    except SetupError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    ("machine", "slots", "context", "cache"),
+    [
+        ("v5p-4", 128, 2048, "auto"),
+        ("v5p-4", 32, 8192, "auto"),
+        ("v5p-4", 64, 8192, "int8"),
+        ("h100x8", 256, 2048, "auto"),
+        ("h100x8", 128, 8192, "auto"),
+        ("h100x8", 256, 8192, "int8"),
+        ("a100x8", 256, 2048, "auto"),
+    ],
+)
+def test_int8_fits(machine, slots, context, cache):
+    fit = compiled(machine, slots, context, kv_cache_dtype=cache)
+    assert set(fit.steps) == set(STEPS)
+    assert fit.fits
+    # Neither a second cache, nor a layer's weights in bfloat16, would stay below.
+    assert fit.temporaries_bytes < GIB
+    assert fit.peak_bytes < fit.weights_bytes + fit.cache_bytes + 1.25 * GIB
+    for name in ("prefill", "score", "decode"):
+        assert fit.steps[name]["layer_collectives"] == EXCHANGES, name
+
+
+def test_int8_is_refused_where_it_cannot_fit():
+    fit = compiled("v6e-8", 8, 2048)
+    assert not fit.fits
+    assert fit.refused
+    assert fit.peak_bytes > 37 * GIB
+
+
+def test_the_most_sequences_are_found():
+    fit = compiled("h100x8", None, 8192)
+    assert fit.fits
+    assert fit.max_slots == fit.question.slots
+    more = dataclasses.replace(fit.question, slots=fit.max_slots + 16)
+    assert not compile_for(more, ("decode",)).fits

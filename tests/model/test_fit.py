@@ -1,0 +1,109 @@
+import dataclasses
+import json
+
+import pytest
+
+from model.config import GROK_1
+from model.engine.options import EngineOptions
+from model.fit import STEPS, Fit, Question, compile_for
+from model.machines import MACHINES
+from pipeline.cli import FAILED, SETUP, main
+from schemas.error import SetupError
+
+GIB = 1 << 30
+QUESTION = Question(machine="h100x8", config=GROK_1, context=2000, slots=128)
+
+
+def step(temporaries: float, peak: float = 0, refused: bool = False) -> dict:
+    return {
+        "refused": refused,
+        "peak_bytes": int(peak * GIB),
+        "temporaries_bytes": int(temporaries * GIB),
+        "code_bytes": GIB // 100,
+        "layer_collectives": {"all-to-all": 2},
+        "seconds": 1.0,
+    }
+
+
+def fit(**changes) -> Fit:
+    values = {
+        "question": QUESTION,
+        "weights_bytes": 40 * GIB,
+        "cache_bytes": 8 * GIB,
+        "steps": {"prefill": step(0.75, 48.75), "decode": step(0.5, 48.5)},
+    }
+    return Fit(**{**values, **changes})
+
+
+def test_an_engine_for_it_holds_every_sequence_at_full_length():
+    options = QUESTION.options()
+    assert options.slots == 128
+    assert options.max_context == 2000
+    assert options.cache_tokens == 128 * 2048
+
+
+def test_the_peak_is_that_of_the_hungriest_step_and_all_programs():
+    found = fit()
+    assert found.peak_bytes == pytest.approx(48.77 * GIB)
+    assert found.temporaries_bytes == 0.75 * GIB
+    assert found.fits
+
+
+def test_a_refusal_says_how_much_it_would_take_at_least():
+    found = fit(steps={"decode": step(0, 12, refused=True)})
+    assert not found.fits
+    assert found.peak_bytes >= 48 * GIB
+
+
+def test_too_much_does_not_fit_even_if_the_compiler_does_not_mind():
+    assert not fit(steps={"decode": step(1, 79)}).fits
+
+
+def test_json_has_what_scripts_ask_for():
+    found = json.loads(json.dumps(fit(max_slots=200).to_dict()))
+    assert found["fits"] is True
+    assert found["peak_gib"] == pytest.approx(48.77)
+    assert found["limit_gib"] == pytest.approx(MACHINES["h100x8"].usable_bytes / GIB, abs=1e-3)
+    assert found["max_slots"] == 200
+    assert found["collectives_per_layer"] == {"all-to-all": 2}
+    # 316.6 GB of weights and 128 x 2000 tokens of 256 KiB, at 8 x 3.352 TB/s.
+    seconds = (316.6e9 + 128 * 2000 * 2**18) / (8 * 3.352e12)
+    assert found["decode_floor_tokens_per_second"] == pytest.approx(128 / seconds, rel=2e-3)
+
+
+def test_an_int8_cache_has_a_higher_floor():
+    smaller = dataclasses.replace(QUESTION, kv_cache_dtype="int8")
+    floor = "decode_floor_tokens_per_second"
+    assert fit(question=smaller).to_dict()[floor] > fit().to_dict()[floor]
+
+
+def test_a_step_that_breaks_is_no_refusal(monkeypatch):
+    monkeypatch.setattr("model.fit._require_compiler", lambda machine: None)
+    # No mesh splits three heads, and without the compilers there is none at all.
+    impossible = dataclasses.replace(GROK_1, num_kv_heads=3)
+    with pytest.raises(RuntimeError, match="compiling for v5p-4 failed: "):
+        compile_for(dataclasses.replace(QUESTION, machine="v5p-4", config=impossible))
+
+
+def test_the_command_names_the_package_that_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["fit", "--machine", "v5p-4"]) == SETUP
+    assert "libtpu" in capsys.readouterr().err
+    with pytest.raises(SetupError, match="jax-cuda13-plugin and nvidia-cuda-nvcc"):
+        compile_for(QUESTION)
+
+
+def test_the_command_shows_and_judges(monkeypatch, capsys):
+    found = fit(max_slots=200, steps={name: step(0.5, 80) for name in STEPS})
+    monkeypatch.setattr("model.fit.find_fit", lambda question: found)
+    assert main(["fit", "--machine", "h100x8"]) == FAILED
+    text = capsys.readouterr().out
+    assert "does not fit" in text
+    assert "75.14" in text
+    assert main(["fit", "--machine", "h100x8", "--json"]) == FAILED
+    assert json.loads(capsys.readouterr().out)["fits"] is False
+
+
+def test_a_cache_dtype_that_is_none_is_refused():
+    with pytest.raises(SetupError, match="--kv-cache-dtype must be one of auto, int8"):
+        EngineOptions(kv_cache_dtype="fp8")
