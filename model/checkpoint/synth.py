@@ -9,20 +9,10 @@ from collections.abc import Callable, Iterator
 import ml_dtypes
 import numpy as np
 
-from model.checkpoint import files
-from model.checkpoint.pickle_write import ArraySource, write_array, write_quantized
-from model.checkpoint.release import (
-    CONFIG,
-    FOLDER,
-    TENSOR_FILE,
-    TOKENIZER,
-    file_name,
-    file_order,
-)
+from model.checkpoint.pickle_write import ArraySource
+from model.checkpoint.release_write import write_release
 from model.config import Grok1Config
 from model.params import Param, Tensor
-from model.tokenizer import Tokenizer
-from schemas.error import SetupError
 
 _CHUNK_BYTES = 1 << 20
 _INT8_STD = 127 / math.sqrt(3)
@@ -66,30 +56,16 @@ def synthesize(
       SetupError: a checkpoint is there, the tokenizer's vocabulary is not the config's, or the
         folder cannot be written.
     """
-    folder = files.join(url, FOLDER)
-    old = [name for name in files.list_files(folder) if TENSOR_FILE.fullmatch(name)]
-    if old and not overwrite:
-        raise SetupError(
-            f"{files.redact(folder)} already holds tensors: give another folder or overwrite it"
-        )
-    order = file_order(config)
-    if tokenizer is not None:
-        loaded = Tokenizer.load(tokenizer) if isinstance(tokenizer, str) else Tokenizer(tokenizer)
-        loaded.check_against(config)
-        files.write_bytes(files.join(url, TOKENIZER), loaded.model)
-    for name in old:  # a model of more layers would leave files that belong to no tensor
-        files.remove(files.join(folder, name))
-    files.write_bytes(files.join(url, CONFIG), config.to_json().encode())
-    for index, tensor in enumerate(order):
-        random = np.random.SFC64([seed, index])
-        with files.open_write(files.join(folder, file_name(index))) as file:
-            if tensor.param.quantized:
-                write_quantized(file, *_quantized(tensor.param, random))
-            else:
-                write_array(file, _float32(tensor.param, random, *_spread(tensor.param, config)))
-            size = file.tell()
-        if progress:
-            progress(tensor, size)
+
+    def random_tensor(index: int, tensor: Tensor) -> tuple[ArraySource, ArraySource | None]:
+        random, param = np.random.SFC64([seed, index]), tensor.param
+        if param.quantized:
+            return _quantized(param, random)
+        return _float32(param, random, *_spread(param, config)), None
+
+    write_release(
+        url, config, random_tensor, tokenizer=tokenizer, overwrite=overwrite, progress=progress
+    )
 
 
 def _quantized(param: Param, random: np.random.SFC64) -> tuple[ArraySource, ArraySource]:

@@ -3,7 +3,7 @@
 import io
 import pathlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
@@ -25,7 +25,7 @@ _MIN_VOCAB = 512
 _MAX_VOCAB = 8192
 
 
-def synthesize_tokenizer(vocab_size: int) -> bytes:
+def synthesize_tokenizer(vocab_size: int, lines: Iterable[str] | None = None) -> bytes:
     """A SentencePiece model with the release's settings and special ids, trained in a second.
 
     The text is Python's manual and the source of its standard library, so the same versions of
@@ -33,6 +33,7 @@ def synthesize_tokenizer(vocab_size: int) -> bytes:
 
     Args:
       vocab_size: from 512 to 8192.
+      lines: text to train on instead, line by line.
 
     Raises:
       SetupError: the size is out of bounds, or this Python lacks its library's source.
@@ -45,7 +46,7 @@ def synthesize_tokenizer(vocab_size: int) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(),
+            sentence_iterator=iter(_lines() if lines is None else lines),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,

@@ -1,0 +1,1 @@
+"""Trains the small model beside it: ``python -m examples.training``; see examples/README.md."""
