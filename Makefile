@@ -40,6 +40,10 @@ demo: setup  ## complete sample prompts with a small model; writes demo-output/
 	$(BIN)/grok1 generate --checkpoint $(DEMO)/checkpoint --input $(DEMO)/prompts.parquet \
 	  --output $(DEMO)/completions --max-tokens 48 --allow-errors --overwrite
 
+.PHONY: train-demo
+train-demo: setup-dev  ## train the model that the demo uses anew (half an hour)
+	$(BIN)/python -m examples.training examples/demo-model
+
 .PHONY: test
 test: setup-dev  ## run the tests (minutes)
 	$(BIN)/python -m pytest
@@ -86,7 +90,7 @@ format: setup-dev  ## format the code and mend what the linter can
 .PHONY: lock
 lock: setup-dev  ## choose dependencies anew and write the lock files
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report --extra train --extra gguf --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra lm-eval --extra dev -c requirements-dev.lock pyproject.toml -o requirements-lm-eval.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra aot --extra dev -c requirements-dev.lock pyproject.toml -o requirements-aot.lock
 
