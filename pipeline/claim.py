@@ -46,6 +46,8 @@ def claim(job: "Job", planned: Sequence[plan.PlannedFile]) -> str:
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": settings,
         "checkpoint": files.redact(options.checkpoint),
+        "allow_errors": options.allow_errors,
+        "allow_file_errors": options.allow_file_errors,
         "tokenizer": None if job.tokenizer is None else files.redact(job.tokenizer),
         "input": {
             "files": len(planned),

@@ -18,6 +18,7 @@ _COMMANDS = (
     "generate",
     "plan",
     "report",
+    "status",
     "inspect",
     "import_",
     "export",

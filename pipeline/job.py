@@ -7,6 +7,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineResult
 
 from pipeline import plan
 from pipeline.beam_options import local_options, make_pipeline
@@ -60,6 +61,11 @@ def run(job: Job, beam_options: PipelineOptions | None = None) -> dict[str, int]
     """
     result = wire(job, beam_options).run()
     result.wait_until_finish()
+    return counters_of(result)
+
+
+def counters_of(result: PipelineResult) -> dict[str, int]:
+    """The counters of a run by name."""
     counters = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
     return {counter.key.metric.name: counter.committed or 0 for counter in counters}
 

@@ -2,12 +2,15 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
+import fsspec
 import hypothesis
 import pytest
 
 from model.checkpoint.synth_tokenizer import synthesize_tokenizer
 from model.tokenizer import Tokenizer
+from tests import emulators
 
 # Many tests make an engine of the same shapes: each program is compiled once a session.
 _CACHE = tempfile.mkdtemp(prefix="grok1-tests-")
@@ -43,3 +46,19 @@ def talking(tiny: str, trained: Tokenizer, tmp_path_factory: pytest.TempPathFact
     (folder / "config.json").write_bytes(pathlib.Path(tiny, "config.json").read_bytes())
     (folder / "tokenizer.model").write_bytes(trained.model)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of a bucket on an S3 server; the environment points at it from now on."""
+    with emulators.s3_server() as environment, emulators.pointed_at(environment):
+        fsspec.filesystem("s3").mkdir("prompts-bucket")
+        yield "s3://prompts-bucket"
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[str]:
+    """The URL of a bucket on a Google Cloud Storage server."""
+    with emulators.gcs_server() as environment, emulators.pointed_at(environment):
+        fsspec.filesystem("gs").mkdir("prompts-bucket")
+        yield "gs://prompts-bucket"

@@ -43,12 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser, *, output_required: bool = Tr
         )
     )
     _add_run(parser.add_argument_group("run"))
+    _add_dataflow(
+        parser.add_argument_group(
+            "Dataflow", "with --runner=DataflowRunner --project=PROJECT --region=REGION"
+        )
+    )
     _add_engine(parser.add_argument_group("engine"))
 
 
 def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    from pipeline.commands.run import generate
+    from pipeline.commands.remote import Remote, generate
 
     if beam_arguments:
         # Only then: it imports Beam, and most faults of a set-up can be told before that.
@@ -57,7 +62,16 @@ def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         parser = argparse.ArgumentParser(add_help=False)
         add_arguments(parser)
         beam_options.check(beam_options.complete(beam_arguments), parser._option_string_actions)
-    return generate(options_of(given), list(beam_arguments), report=given.report, debug=given.debug)
+    remote = Remote(
+        machine=given.machine, bucket=given.bucket, explain=given.explain, detach=given.detach
+    )
+    return generate(
+        options_of(given),
+        list(beam_arguments),
+        remote=remote,
+        report=given.report,
+        debug=given.debug,
+    )
 
 
 def _add_files(group: Any, output_required: bool) -> None:
@@ -159,6 +173,14 @@ def _add_run(group: Any) -> None:
         default=True,
         help="write an HTML report when finished (on)",
     )
+
+
+def _add_dataflow(group: Any) -> None:
+    add = group.add_argument
+    add("--machine", metavar="NAME", help="v5p-4, v6e-8, h100x8, a100x8: sets all it needs")
+    add("--bucket", metavar="URL", help="gs://BUCKET/FOLDER for staging and temporary files")
+    add("--explain", action="store_true", help="print the job that would be sent, and send nothing")
+    add("--detach", action="store_true", help="return once submitted; see grok1 status")
 
 
 def _add_engine(group: Any) -> None:

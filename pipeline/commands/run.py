@@ -36,25 +36,40 @@ def generate(
     job = prepare_job(options)
     print(terminal.set_up_line(job))
     counters: dict[str, int] = {}
-    manifest = read_manifest(job.folder) if job.done == job.chunks else None
-    if manifest is None:
+    if not is_done(job):
         counters = _run(job, beam_arguments, debug)
-        manifest = read_manifest(job.folder)
+    return finish(job, counters, report)
+
+
+def is_done(job: Job) -> bool:
+    """Whether nothing of the job is left to do."""
+    return job.done == job.chunks and read_manifest(job.folder) is not None
+
+
+def finish(job: Job, counters: Mapping[str, int], report: bool) -> int:
+    """Tells what a run came to; returns the exit code that it has earned.
+
+    Args:
+      job: the job.
+      counters: what this run counted; none if there was nothing left to do.
+      report: whether to write the HTML report.
+    """
+    manifest = read_manifest(job.folder)
     if manifest is None:
         print("grok1: the runner has the job; it has not finished", file=sys.stderr)
         return FAILED
     terminal.print_summary(job, manifest, counters)
     if report:
         _write_report(job)
-    return exit_code(manifest, options)
+    return exit_code(manifest, job.options.allow_errors, job.options.allow_file_errors)
 
 
-def exit_code(manifest: Mapping[str, Any], options: GenerateOptions) -> int:
+def exit_code(manifest: Mapping[str, Any], allow_errors: float, allow_file_errors: bool) -> int:
     """What a finished run has earned."""
     rows = max(1, manifest["rows_in"])
-    if manifest["errored"] / rows > options.allow_errors:
+    if manifest["errored"] / rows > allow_errors:
         return ROW_ERRORS
-    return ROW_ERRORS if manifest["files_errored"] and not options.allow_file_errors else OK
+    return ROW_ERRORS if manifest["files_errored"] and not allow_file_errors else OK
 
 
 def _write_report(job: Job) -> None:

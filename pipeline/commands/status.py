@@ -1,0 +1,80 @@
+"""Say where a run stands, whoever runs it, and exit with the code that it has earned.
+
+A finished run exits with 0 or 3, as generate would have; one that is under way, or has stopped
+before its end, with 1.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+HELP = "say where a run stands"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("output", metavar="OUTPUT", help="the output folder of a run")
+    parser.add_argument("--json", action="store_true", help="for a machine")
+
+
+def run(given: argparse.Namespace, _: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    found = status(given.output)
+    if given.json:
+        print(json.dumps(found, indent=1))
+    else:
+        done, rows = found["rows_done"], found["rows"]
+        words = [f"{found['state']}: {done:,} of {rows:,} rows ({done / max(1, rows):.0%})"]
+        words.append(f"{found['errored']:,} errored")
+        words.append(f"{found['parts_present']:,} of {found['parts']:,} parts")
+        if found["last_commit"]:
+            words.append(f"last commit {found['last_commit']}")
+        print(" · ".join(words))
+        if found["job_url"]:
+            print(found["job_url"])
+    return int(found["exit_code"])
+
+
+def status(output: str) -> dict[str, Any]:
+    """Where the run of an output folder stands, as JSON-ready types.
+
+    Raises:
+      SetupError: the folder is no run's output.
+    """
+    from model.checkpoint import files
+    from pipeline.claim import JOB
+    from pipeline.cli import FAILED
+    from pipeline.commands.run import exit_code
+    from pipeline.dataflow.record import submitted
+    from pipeline.finalize import read_manifest, survey
+    from pipeline.storage import Folder
+    from schemas.error import SetupError
+
+    folder = Folder(output)
+    record = json.loads(folder.read(JOB) or b"null")
+    if record is None:
+        raise SetupError(f"{files.redact(output)} has no {JOB}; name the output folder of a run")
+    found, lines = survey(folder)
+    manifest, sent = read_manifest(folder), submitted(folder)
+    code = FAILED
+    if manifest is not None:
+        code = exit_code(
+            manifest, record.get("allow_errors", 0.0), record.get("allow_file_errors", False)
+        )
+    totals = found["totals"]
+    return {
+        "state": found["state"],
+        "rows": found["rows"],
+        "rows_done": totals["rows_in"],
+        "succeeded": totals["succeeded"],
+        "errored": totals["errored"],
+        "errors": totals["errors"],
+        "completion_tokens": totals["completion_tokens"],
+        "parts": found["parts"],
+        "parts_present": found["parts_present"],
+        "faults": found["faults"],
+        "last_commit": max((line["committed_at"] for line in lines), default=None),
+        "job_url": None if sent is None else sent.url,
+        "exit_code": code,
+    }

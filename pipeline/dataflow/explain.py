@@ -1,0 +1,99 @@
+"""The job that would be sent to Dataflow, for a person to read before it is."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from model.checkpoint import files
+from pipeline.dataflow.options import Submission
+from pipeline.estimate.cost import Rate
+from pipeline.job import wire
+from pipeline.prepare import Job
+
+_HIDDEN = ("runner",)
+
+
+def explain(job: Job, submission: Submission, rates: dict[str, Rate]) -> None:
+    """Prints steps, worker pool, options, image and price.
+
+    Args:
+      job: checked, its output not claimed.
+      submission: what would be submitted.
+      rates: prices by machine.
+    """
+    console, s = Console(), submission
+    machine = s.profile.machine
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column()
+    rate = rates.get(machine.name)
+    facts = [
+        ("job", f"{job.rows:,} rows in {job.files:,} files, {job.chunks:,} parts"),
+        ("checkpoint", f"{files.redact(job.options.checkpoint)}, {s.weights}"),
+        ("output", files.redact(job.options.output)),
+        ("where", f"project {s.project}, {s.region}, staging in {s.bucket}"),
+        ("workers", f"up to {s.workers} × {s.profile.machine_type}: {machine.title}"),
+        ("accelerator", s.profile.accelerator),
+        ("offered in", ", ".join(s.profile.zones)),
+        ("image", s.image or "none"),
+        ("slots", f"{s.slots:,} sequences of {job.max_context:,} tokens at once on a worker"),
+        ("price", _price(rate, s.workers)),
+    ]
+    for name, fact in facts:
+        table.add_row(name, Text(fact))
+    console.print(Panel(table, title="what would run on Dataflow", box=box.ROUNDED, expand=False))
+    steps = Table("step", "reads from", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, sources in pipeline_steps(job):
+        steps.add_row(Text(name), Text(", ".join(sources), "dim"))
+    console.print(steps)
+    options = Table("option", "value", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, value in beam_options(s):
+        options.add_row(Text(name), Text(value))
+    console.print(options)
+    if s.profile.environment:
+        variables = Table("image variable", "value", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name, value in s.profile.environment.items():
+            variables.add_row(Text(name), Text(value))
+        console.print(variables)
+
+
+def pipeline_steps(job: Job) -> Iterator[tuple[str, list[str]]]:
+    """The leaves of the graph, in order, with the steps whose output they take."""
+    visitor = _Leaves()
+    wire(job, PipelineOptions(["--runner=FnApiRunner"])).visit(visitor)
+    yield from visitor.found
+
+
+def beam_options(submission: Submission) -> list[tuple[str, str]]:
+    """What Beam is told, in alphabetical order."""
+    told = PipelineOptions(submission.arguments).get_all_options(drop_default=True)
+    return [
+        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for name, value in sorted(told.items())
+        if name not in _HIDDEN
+    ]
+
+
+def _price(rate: Rate | None, workers: int) -> str:
+    if rate is None:
+        return "not in the table of rates"
+    each = f"{rate.usd_per_hour:,.2f} US$ an hour each"
+    return f"{each}, {workers * rate.usd_per_hour:,.2f} with all of them (list price)"
+
+
+class _Leaves(beam.pipeline.PipelineVisitor):
+    def __init__(self) -> None:
+        self.found: list[tuple[str, list[str]]] = []
+
+    def visit_transform(self, node: Any) -> None:
+        sources = [
+            source.producer.full_label for source in node.inputs if source.producer is not None
+        ]
+        self.found.append((node.full_label, sources))

@@ -1,0 +1,95 @@
+"""The whole job as Dataflow would get it, built with no cloud."""
+
+import json
+
+import fsspec
+import pytest
+from apache_beam.internal.gcp import auth
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.runners.portability.fn_api_runner import translations
+
+from pipeline.cli import OK, main
+from pipeline.dataflow.profiles import PROFILES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_credentials():
+    """Beam would look for some for 25 seconds, although it is told to go without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auth._Credentials, "_credentials_init", True)
+        yield
+
+
+@pytest.fixture(scope="module", params=["h100x8", "v5p-4"])
+def built(request, world):
+    """The job as a template: its JSON, its pipeline, the names of all staged files; a machine."""
+    machine = request.param
+    command = world.command(
+        f"built-{machine}",
+        machine=machine,
+        bucket=f"{world.bucket}/{machine}",
+        no_auth=True,
+        dataflow_endpoint="http://localhost:9",
+        template_location=f"{world.bucket}/{machine}/template.json",
+        max_num_workers=7,
+    )
+    assert main(command) == OK
+    fs = fsspec.filesystem("gs")
+    job = json.loads(fs.cat_file(f"{world.bucket}/{machine}/template.json"))
+    staged = fs.find(f"{world.bucket}/{machine}/staging")
+    (path,) = (path for path in staged if path.endswith("pipeline.pb"))
+    pipeline = beam_runner_api_pb2.Pipeline.FromString(fs.cat_file(path))
+    return PROFILES[machine], job, pipeline, staged
+
+
+def test_the_job_asks_for_the_machine(built):
+    profile, job, pipeline, staged = built
+    environment = job["environment"]
+    (pool,) = environment["workerPools"]
+    assert pool["machineType"] == profile.machine_type
+    assert pool["diskSizeGb"] == profile.disk_gb
+    assert pool["autoscalingSettings"]["maxNumWorkers"] == 7
+    image = "us-docker.pkg.dev/some-project/repo/grok1:1"
+    assert {i["containerImage"] for i in pool["sdkHarnessContainerImages"]} == {image}
+    service = environment["serviceOptions"]
+    assert f"worker_accelerator={profile.accelerator}" in service
+    assert "no_use_multiple_sdk_containers" in environment["experiments"]
+    options = environment["sdkPipelineOptions"]["options"]
+    assert options["number_of_worker_harness_threads"] == 8
+    assert options["temp_location"]
+    # The submitting checkout's own code travels along.
+    assert any(name.endswith(".tar.gz") for name in staged)
+    (sdk,) = {
+        env.payload
+        for env in pipeline.components.environments.values()
+        if b"grok1:1" in env.payload
+    }
+    assert image.encode() in sdk
+
+
+def test_reading_inference_and_committing_are_one_stage(built):
+    _, _, pipeline, _ = built
+    _, stages = translations.create_and_optimize_stages(
+        pipeline,
+        phases=[
+            translations.expand_sdf,
+            translations.expand_gbk,
+            translations.greedily_fuse,
+        ],
+        known_runner_urns=frozenset([translations.common_urns.primitives.FLATTEN.urn]),
+    )
+    fused = [
+        {t.unique_name for t in stage.transforms}
+        for stage in stages
+        if any("RunInference" in t.unique_name for t in stage.transforms)
+    ]
+    inference = next(names for names in fused if any("BeamML_RunInference" in n for n in names))
+    assert any(name.startswith("ReadPrompts/Read") for name in inference)
+    assert any(name.startswith("WriteCompletions/Commit") for name in inference)
+    # Spans are spread over the workers before that stage, not inside of it.
+    assert not any(name.startswith("ReadPrompts/Spans") for name in inference)
+
+
+def test_a_dry_run_validates_and_sends_nothing(world, capsys):
+    assert main(world.command("dry", no_auth=True, dry_run="True")) == OK
+    assert "nothing was submitted" in capsys.readouterr().out
