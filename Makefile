@@ -52,10 +52,11 @@ test: setup-dev  ## run the tests (minutes)
 test-all: setup-dev  ## run the slow tests too
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
-$(VENV)-lm-eval/.made: requirements-lm-eval.lock pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)-lm-eval
-	$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-lm-eval.lock
-	$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+# By uv: pip takes no hashes for a package that is asked for both with and without its extra.
+$(VENV)-lm-eval/.made: requirements-lm-eval.lock pyproject.toml setup.py | $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)-lm-eval
+	$(BIN)/uv pip install --quiet --python $(VENV)-lm-eval/bin/python --require-hashes -r requirements-lm-eval.lock
+	$(BIN)/uv pip install --quiet --python $(VENV)-lm-eval/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 .PHONY: test-lm-eval

@@ -51,10 +51,22 @@ def encode_pairs(
     return encoded
 
 
-def fit(context: Ids, continuation: Ids, max_context: int) -> Ids:
-    """The end of a context that leaves room for its continuation, whose last token is not run."""
+def fit(context: Ids, continuation: Ids, max_context: int, keep: bool = False) -> Ids:
+    """The end of a context that leaves room for its continuation, whose last token is not run.
+
+    Args:
+      context: at least one token.
+      continuation: what follows it.
+      max_context: most tokens that are run.
+      keep: whether the first token, a BOS, stays in any case.
+
+    Returns:
+      The whole context where no end of it would do.
+    """
     room = max_context + 1 - len(continuation)
-    return context[-room:] if 0 < room < len(context) else context
+    if len(context) <= room or room < 1:
+        return context
+    return [*context[:1], *context[len(context) - room + 1 :]] if keep else context[-room:]
 
 
 def group(
@@ -107,49 +119,27 @@ def windows(
         yield tokens[end - max_context - 1 : start], tokens[start:end]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentScore:
-    """What the model thinks of a whole text.
-
-    Attributes:
-      token_ids: the text.
-      logprob: sum of its tokens' log-probabilities.
-      token_logprobs: of each token.
-      text_bytes: length of the text in UTF-8, or None if it was given as tokens.
-    """
-
-    token_ids: tuple[int, ...]
-    logprob: float
-    token_logprobs: tuple[float, ...]
-    text_bytes: int | None
-
-    @property
-    def perplexity(self) -> float:
-        """Of a token."""
-        return perplexity(self.logprob, len(self.token_ids))
-
-    @property
-    def byte_perplexity(self) -> float | None:
-        """Of a byte of the text, which tokenizers can be compared by."""
-        return None if self.text_bytes is None else perplexity(self.logprob, self.text_bytes)
-
-
 def perplexity(logprob: float, count: int) -> float:
-    """exp of the mean negative log-probability; 1 for nothing, infinity where it is too large."""
+    """exp of the mean negative log-probability over ``count`` tokens or bytes.
+
+    It is 1 for nothing, and infinity where it is too large.
+    """
     try:
         return math.exp(-logprob / count) if count else 1.0
     except OverflowError:
         return math.inf
 
 
-def join(scores: Sequence[Score], text_bytes: int | None) -> DocumentScore:
+def join(scores: Sequence[Score]) -> Score:
     """The scores of a document's windows, in order, as its own."""
     logprobs = tuple(value for score in scores for value in score.token_logprobs)
-    return DocumentScore(
+    facts = [fact for score in scores for fact in score.logprobs or ()]
+    return Score(
         token_ids=tuple(token for score in scores for token in score.token_ids),
         logprob=math.fsum(logprobs),
+        is_greedy=all(score.is_greedy for score in scores),
         token_logprobs=logprobs,
-        text_bytes=text_bytes,
+        logprobs=tuple(facts) if facts else None,
     )
 
 
@@ -193,7 +183,7 @@ def _encoded(engine: "Engine", pairs: Sequence[Pair]) -> list[tuple[Ids, Ids]]:
 
 def score_documents(
     engine: "Engine", documents: Sequence[str | Ids], stride: int | None = None
-) -> list[DocumentScore]:
+) -> list[Score]:
     """Scores each token of whole texts, given as text or as token ids.
 
     Args:
@@ -217,12 +207,11 @@ def score_documents(
         counts.append(len(cut))
     outputs = iter(score_pairs(engine, pieces))
     results = []
-    for place, (document, count) in enumerate(zip(documents, counts, strict=True)):
+    for place, count in enumerate(counts):
         scores: list[Score] = []
         for output in itertools.islice(outputs, count):
             if output.error is not None:
                 raise ValueError(f"document {place}: {output.error.sentence()}")
             scores += output.scores
-        size = len(document.encode()) if isinstance(document, str) else None
-        results.append(join(scores, size))
+        results.append(join(scores))
     return results

@@ -94,7 +94,7 @@ class Grok1LM(LM):
         pairs = [instance.args for instance in requests]
         prefix = evaluation.prefix_token(self._tokenizer, self.engine.config.eos_token)
         encoded = evaluation.encode_pairs(self._tokenizer, pairs, prefix, self._bos)
-        cut = [(evaluation.fit(c, k, self.engine.max_context), k) for c, k in encoded]
+        cut = [(evaluation.fit(c, k, self.engine.max_context, self._bos), k) for c, k in encoded]
         answers = []
         for pair, output in zip(pairs, self.engine.score(cut), strict=True):
             if output.error is not None:

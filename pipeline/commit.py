@@ -1,6 +1,5 @@
 """Writing a chunk's part: whole or not at all, by the first writer only, with its provenance."""
 
-import collections
 import dataclasses
 import datetime
 import functools
@@ -9,15 +8,14 @@ import importlib.metadata
 import json
 import pathlib
 import threading
-from collections.abc import Iterable
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
 from pipeline.claim import JOB
-from pipeline.elements import CompletionChunk
+from pipeline.counts import Counts
+from pipeline.elements import Answers
 from pipeline.footer import read_footer
 from pipeline.prepare import Job
 from pipeline.storage import Folder
@@ -38,44 +36,6 @@ class RowFailed(Exception):
 
 class NotConserved(Exception):
     """Rows were lost or doubled; never the user's fault."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What a part holds, or many parts together.
-
-    Attributes:
-      rows_in: input rows.
-      succeeded: input rows that were completed.
-      errored: input rows that were not.
-      rows_out: output rows: the sum of ``n`` over the former, and one for each of the latter.
-      prompt_tokens: of completed rows, each counted once.
-      completion_tokens: of all samples.
-      cached_tokens: prompt tokens shared with another row of the chunk.
-      finish_reasons: samples by ``finish_reason``.
-      errors: rows by ``error_code``.
-    """
-
-    rows_in: int = 0
-    succeeded: int = 0
-    errored: int = 0
-    rows_out: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    finish_reasons: dict[str, int] = dataclasses.field(default_factory=dict)
-    errors: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    def __add__(self, other: "Counts") -> "Counts":
-        total: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if isinstance(mine, dict):
-                both = collections.Counter(mine) + collections.Counter(theirs)
-                total[field.name] = dict(sorted(both.items()))
-            else:
-                total[field.name] = mine + theirs
-        return Counts(**total)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +74,7 @@ tally = Tally()
 """Of parts that this process wrote or found written."""
 
 
-def commit(job: Job, result: CompletionChunk) -> Committed:
+def commit(job: Job, result: Answers) -> Committed:
     """Writes a chunk's part, unless it is there already.
 
     Raises:
@@ -124,7 +84,7 @@ def commit(job: Job, result: CompletionChunk) -> Committed:
     """
     chunk = result.prompts.chunk
     table = result.table(job.output, job.options.run_seed)
-    counts = count(job, result, table)
+    counts = count(result, table)
     if job.options.strict and result.errors:
         row, error = next(iter(result.errors.items()))
         where = f"row {chunk.first_row + row} of {chunk.file.path}"
@@ -141,32 +101,18 @@ def commit(job: Job, result: CompletionChunk) -> Committed:
     return Committed(part=chunk.part_name, first=first, counts=counts)
 
 
-def count(job: Job, result: CompletionChunk, table: pa.Table) -> Counts:
+def count(result: Answers, table: pa.Table) -> Counts:
     """What a chunk's table holds, after making sure that every row is accounted for."""
-    prompts, answered = result.prompts, [o for o in result.outputs if o.error is None]
-    samples = [sample for output in answered for sample in output.outputs]
-    counts = Counts(
-        rows_in=len(prompts),
-        succeeded=len(answered),
-        errored=len(result.errors),
-        rows_out=table.num_rows,
-        prompt_tokens=sum(len(output.prompt_token_ids) for output in answered),
-        completion_tokens=sum(len(sample.token_ids) for sample in samples),
-        cached_tokens=sum(output.cached_tokens for output in answered),
-        finish_reasons=_tally(sample.finish_reason for sample in samples),
-        errors=_tally(str(error.code) for error in result.errors.values()),
-    )
-    due = sum(
-        request.params.n
-        for request, output in zip(prompts.requests, result.outputs, strict=True)
-        if output.error is None
-    )
+    prompts, counts = result.prompts, result.counts()
     if (
         counts.rows_in != prompts.chunk.rows
         or counts.rows_in != counts.succeeded + counts.errored
-        or counts.rows_out != due + counts.errored
+        or counts.rows_out != table.num_rows
     ):
-        raise NotConserved(f"{prompts.chunk.part_name} does not account for its rows: {counts}")
+        raise NotConserved(
+            f"{prompts.chunk.part_name} does not account for its rows: {counts}, "
+            f"{table.num_rows} written"
+        )
     return counts
 
 
@@ -190,7 +136,7 @@ def read_counts(folder: Folder, part: str) -> Counts:
     return Counts(**json.loads(metadata.metadata[COUNTS]))
 
 
-def _metadata(job: Job, result: CompletionChunk, counts: Counts) -> dict[bytes, bytes]:
+def _metadata(job: Job, result: Answers, counts: Counts) -> dict[bytes, bytes]:
     chunk = result.prompts.chunk
     provenance = {
         "settings": job.settings,
@@ -218,7 +164,7 @@ def _metadata(job: Job, result: CompletionChunk, counts: Counts) -> dict[bytes, 
     return {key: json.dumps(value, sort_keys=True).encode() for key, value in values.items()}
 
 
-def _input_fault(result: CompletionChunk) -> str | None:
+def _input_fault(result: Answers) -> str | None:
     """Why rows of the chunk could not be read; None if all could."""
     faults = (error for error in result.errors.values() if error.code in INPUT_ERRORS)
     return next((error.sentence() for error in faults), None)
@@ -241,7 +187,3 @@ def code_identity() -> str:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _tally(values: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(collections.Counter(values).items()))

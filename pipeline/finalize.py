@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from model.checkpoint import files
 from pipeline import file_errors
 from pipeline.claim import FILE_ERRORS, JOB, MANIFEST, MANIFEST_PARTS, SUCCESS
-from pipeline.commit import COUNTS, PROVENANCE, RUN, Counts, NotConserved, check_owner
+from pipeline.commit import COUNTS, PROVENANCE, RUN, NotConserved, check_owner
+from pipeline.counts import Counts
 from pipeline.footer import read_footer
 from pipeline.plan import Chunk, is_part, read_chunks, read_files
 from pipeline.prepare import Job

@@ -1,4 +1,4 @@
-"""The model behind ``RunInference``: a chunk of prompts in, the same chunk completed out."""
+"""The model behind ``RunInference``: a chunk of questions in, the same chunk answered out."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,18 +8,17 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
 from model.engine.options import EngineOptions, EngineStats
-from model.engine.request import Request, RequestOutput
 from pipeline import registry
-from pipeline.elements import CompletionChunk, PromptChunk
+from pipeline.elements import Answers, Questions
 
 NAMESPACE = "grok1"
 """Of all metrics."""
 
 
-class Grok1ModelHandler(ModelHandler[PromptChunk, CompletionChunk, "EngineHandle"]):
+class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
     """Runs Grok-1 inside ``RunInference``.
 
-    An element is a ``PromptChunk`` and is never batched further: its rows meet those of other
+    An element is a ``Questions`` and is never batched further: its rows meet those of other
     chunks in the engine, which one process has once, whatever number of threads call it. The
     engine is loaded when the first row needs it, so a resumed run with nothing left loads none.
 
@@ -50,30 +49,25 @@ class Grok1ModelHandler(ModelHandler[PromptChunk, CompletionChunk, "EngineHandle
 
     def run_inference(
         self,
-        batch: PromptChunk,
+        batch: Questions,
         model: "EngineHandle",
         inference_args: dict[str, Any] | None = None,
-    ) -> Sequence[CompletionChunk]:
-        """Asks the engine for all of a chunk's rows and waits; returns the one completed chunk."""
+    ) -> Sequence[Answers]:
+        """Asks the engine for all of a chunk's rows and waits; returns the one answered chunk."""
         started = time.monotonic()
-        if not batch.requests:
-            return [
-                CompletionChunk(prompts=batch, outputs=(), has_text=False, engine={}, seconds=0.0)
-            ]
+        if not batch.sources:
+            return [batch.answered(())]
         held = model.acquire()
         try:
-            futures = held.engine.submit_all(batch.requests)
-            outputs = tuple(future.result() for future in futures)
+            outputs = batch.ask(held.engine)
         except Exception:
             registry.discard(held)
             raise
-        _check(batch.requests, outputs)
         gain = held.advance()
         _count_engine(gain)
         return [
-            CompletionChunk(
-                prompts=batch,
-                outputs=outputs,
+            batch.answered(
+                outputs,
                 has_text=held.engine.tokenizer is not None,
                 engine=held.engine.provenance(),
                 seconds=time.monotonic() - started,
@@ -82,7 +76,7 @@ class Grok1ModelHandler(ModelHandler[PromptChunk, CompletionChunk, "EngineHandle
             )
         ]
 
-    def get_num_bytes(self, batch: PromptChunk) -> int:
+    def get_num_bytes(self, batch: Questions) -> int:
         """Bytes of the rows; the default would pickle them to find out."""
         return batch.rows.nbytes
 
@@ -110,16 +104,6 @@ class EngineHandle:
         return registry.acquire(self._settings)
 
 
-def _check(requests: Sequence[Request], outputs: Sequence[RequestOutput]) -> None:
-    """Beam checks neither number nor order of what a handler returns."""
-    for i, (request, output) in enumerate(zip(requests, outputs, strict=True)):
-        indexes = [sample.index for sample in output.outputs]
-        if output.prompt_token_ids != request.prompt_token_ids or (
-            output.error is None and indexes != list(range(request.params.n))
-        ):
-            raise AssertionError(f"the engine's answer {i} does not belong to its request")
-
-
 def _count_engine(gain: EngineStats) -> None:
     for name, value in _counts(gain):
         if value:
@@ -138,4 +122,5 @@ def _counts(gain: EngineStats) -> Iterator[tuple[str, int]]:
     for name in ("decode_rows", "decode_rows_used", "decode_rows_waiting"):
         yield name, getattr(gain, name)
     yield "prefilled_tokens", gain.prefilled_tokens
+    yield "scored_tokens", gain.scored_tokens
     yield "decoded_tokens", gain.completion_tokens

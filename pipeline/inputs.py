@@ -4,18 +4,17 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from pipeline import plan, shards
+from pipeline import plan, shards, tasks
 from pipeline.claim import writing
-from pipeline.options import GenerateOptions
+from pipeline.options import JobOptions
 from pipeline.shards import Shard
 from pipeline.storage import Folder
 from pipeline.unify import unify
 from schemas.error import RowError, SetupError
-from schemas.prompt import resolve
 
 
 def read_inputs(
-    options: GenerateOptions, left_out: Mapping[str, RowError]
+    options: JobOptions, left_out: Mapping[str, RowError]
 ) -> tuple[pa.Schema, list[Shard]]:
     """Lists the input's files, reads their footers and fixes the schema of their rows.
 
@@ -45,9 +44,9 @@ def read_inputs(
     return schema, shards_
 
 
-def _fits(schema: pa.Schema, options: GenerateOptions) -> bool:
+def _fits(schema: pa.Schema, options: JobOptions) -> bool:
     try:
-        resolve(schema, options.columns, "")
+        tasks.of(options).resolve(schema, options.columns, "")
     except SetupError:
         return False
     return True

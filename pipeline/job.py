@@ -12,17 +12,17 @@ from apache_beam.runners.runner import PipelineResult
 from pipeline import plan
 from pipeline.beam_options import local_options, make_pipeline
 from pipeline.commit import Committed, commit
-from pipeline.elements import CompletionChunk, PromptChunk
+from pipeline.elements import Answers, Questions
 from pipeline.finalize import finalize
 from pipeline.handler import NAMESPACE, Grok1ModelHandler
-from pipeline.options import GenerateOptions
+from pipeline.options import JobOptions
 from pipeline.plan import Span
 from pipeline.prepare import Job, prepare_job
 from pipeline.read import read_span
 
 
 def build_pipeline(
-    options: GenerateOptions, beam_options: PipelineOptions | None = None
+    options: JobOptions, beam_options: PipelineOptions | None = None
 ) -> beam.Pipeline:
     """Checks the job, claims its output folder, and returns the pipeline that does it, not yet run.
 
@@ -47,7 +47,7 @@ def wire(job: Job, beam_options: PipelineOptions | None = None) -> beam.Pipeline
     (
         pipeline
         | "ReadPrompts" >> ReadPrompts(job)
-        | "Generate" >> RunInference(model_handler(job))
+        | job.options.task.title() >> RunInference(model_handler(job))
         | "WriteCompletions" >> WriteCompletions(job)
     )
     return pipeline
@@ -81,7 +81,7 @@ def model_handler(job: Job) -> Grok1ModelHandler:
 
 
 class ReadPrompts(beam.PTransform):
-    """The job's prompts that are not completed yet, as ``PromptChunk`` elements.
+    """The job's rows that are not done yet, as ``Questions`` elements.
 
     The graph holds the plan's address, not the plan: 100,000 chunks would not fit a job request.
     """
@@ -90,7 +90,7 @@ class ReadPrompts(beam.PTransform):
         super().__init__()
         self._job = job
 
-    def expand(self, root: beam.Pipeline) -> beam.PCollection[PromptChunk]:
+    def expand(self, root: beam.Pipeline) -> beam.PCollection[Questions]:
         """Applies to the pipeline itself."""
         return (
             root
@@ -98,12 +98,12 @@ class ReadPrompts(beam.PTransform):
             | "Spans" >> beam.FlatMap(_missing_spans, self._job).with_output_types(Span)
             # Spans are spread over the workers here; all that follows is one fused stage.
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(_read, self._job).with_output_types(PromptChunk)
+            | "Read" >> beam.FlatMap(_read, self._job).with_output_types(Questions)
         )
 
 
 class WriteCompletions(beam.PTransform):
-    """Commits each ``CompletionChunk`` as a part, then closes the output when all are there.
+    """Commits each ``Answers`` as a part, then closes the output when all are there.
 
     Its output is the manifest, as one element.
     """
@@ -112,7 +112,7 @@ class WriteCompletions(beam.PTransform):
         super().__init__()
         self._job = job
 
-    def expand(self, chunks: beam.PCollection[CompletionChunk]) -> beam.PCollection[dict]:
+    def expand(self, chunks: beam.PCollection[Answers]) -> beam.PCollection[dict]:
         """Applies to what ``RunInference`` returns."""
         committed = chunks | "Commit" >> beam.Map(_commit, self._job).with_output_types(
             tuple[int, str]
@@ -135,11 +135,11 @@ def _missing_spans(_: Any, job: Job) -> Iterator[Span]:
     yield from plan.spans(missing)
 
 
-def _read(span: Span, job: Job) -> Iterator[PromptChunk]:
+def _read(span: Span, job: Job) -> Iterator[Questions]:
     yield from read_span(job, span)
 
 
-def _commit(chunk: CompletionChunk, job: Job) -> tuple[int, str]:
+def _commit(chunk: Answers, job: Job) -> tuple[int, str]:
     committed = commit(job, chunk)
     _count(committed)
     return 0, committed.part

@@ -1,4 +1,4 @@
-"""What a generation job is asked to do, checked before anything is read or built.
+"""What a job is asked to do, checked before anything is read or built.
 
 NumPy, fsspec and pyarrow are imported when a job is looked at: ``grok1 --help`` does not wait for
 them.
@@ -6,11 +6,11 @@ them.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from model.engine.options import NUMERICS_VERSION, EngineOptions
 from schemas.error import SetupError
-from schemas.sampling import SamplingParams
+from schemas.sampling import MAX_LOGPROBS, SamplingParams
 
 OVER_LENGTH = ("error", "truncate_left", "truncate_right")
 """What becomes of a prompt that leaves no room for ``max_tokens``: an error row, or its last
@@ -21,15 +21,15 @@ BOS = ("never", "always")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """One generation job. Every path may be an fsspec URL.
+class JobOptions:
+    """What every job is told. Every path may be an fsspec URL.
 
     Attributes:
+      task: what is done with each row, ``generate`` or ``score``.
       checkpoint: folder of the checkpoint.
       input: Parquet files, globs or folders.
-      output: folder of the completions; empty, or holding the same job's earlier attempts.
+      output: folder of the results; empty, or holding the same job's earlier attempts.
       tokenizer: SentencePiece model; None takes the one in the checkpoint's folder.
-      sampling: parameters for rows that do not set their own.
       engine: the engine's settings.
       columns: role -> input column, for files that call them otherwise.
       rename: input column -> its name in the output.
@@ -41,7 +41,7 @@ class GenerateOptions:
       limit: only this many rows, from the beginning.
       over_length: one of ``OVER_LENGTH``.
       bos: one of ``BOS``.
-      strict: stop at the first file that cannot be read or row that cannot be completed.
+      strict: stop at the first file that cannot be read or row that has an error.
       overwrite: discard what the output folder holds of another job.
       allow_errors: share of rows that may be errored in a run that counts as a success.
       allow_file_errors: whether a run counts as a success in which files could not be read.
@@ -50,11 +50,12 @@ class GenerateOptions:
       SetupError: a value is out of bounds.
     """
 
+    task: ClassVar[str]
+
     checkpoint: str
     input: tuple[str, ...]
     output: str
     tokenizer: str | None = None
-    sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
     engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -96,7 +97,7 @@ class GenerateOptions:
             )
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings that decide a row's completion or how it is written, JSON-ready.
+        """The settings that decide a row's answer or how it is written, JSON-ready.
 
         Threads, slots and budgets are not among them: they change when a row is computed, not what
         comes out.
@@ -104,7 +105,7 @@ class GenerateOptions:
         from schemas.completion import SCHEMA_VERSION
 
         return {
-            **self.sampling.result_settings(),
+            "task": self.task,
             "run_seed": self.run_seed,
             "bos": self.bos,
             "over_length": self.over_length,
@@ -120,9 +121,78 @@ class GenerateOptions:
         }
 
     @property
+    def samples(self) -> int:
+        """Output rows of a good row, if it does not say otherwise."""
+        return 1
+
+    @property
+    def tokens_drawn(self) -> int:
+        """Most tokens drawn for each of them, if the row does not say otherwise."""
+        return 0
+
+    @property
     def shown_input(self) -> str:
         """How messages call the input."""
         from model.checkpoint import files
 
         more = f" and {len(self.input) - 1} more" if len(self.input) > 1 else ""
         return files.redact(self.input[0]) + more
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateOptions(JobOptions):
+    """A job that completes prompts.
+
+    Attributes:
+      sampling: parameters for rows that do not set their own.
+    """
+
+    task = "generate"
+
+    sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+
+    @property
+    def samples(self) -> int:
+        """See ``JobOptions``."""
+        return self.sampling.n
+
+    @property
+    def tokens_drawn(self) -> int:
+        """See ``JobOptions``."""
+        return self.sampling.max_tokens
+
+    def result_settings(self) -> dict[str, Any]:
+        """See ``JobOptions``."""
+        return {**super().result_settings(), **self.sampling.result_settings()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreOptions(JobOptions):
+    """A job that scores continuations after their contexts, or whole documents.
+
+    Attributes:
+      logprobs: per token, its rank and this many likeliest tokens; None for neither.
+      stride: tokens scored by each window of a document after its first; None is the whole context.
+    """
+
+    task = "score"
+
+    logprobs: int | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.over_length == "truncate_right":
+            raise SetupError(
+                "--over-length truncate_right would cut a context off from its continuation; "
+                "choose truncate_left or error"
+            )
+        if self.stride is not None and (type(self.stride) is not int or self.stride < 1):
+            raise SetupError(f"--stride must be a positive integer, got {self.stride!r}")
+        most = self.logprobs
+        if most is not None and (type(most) is not int or not 0 <= most <= MAX_LOGPROBS):
+            raise SetupError(f"--logprobs must be between 0 and {MAX_LOGPROBS}, got {most!r}")
+
+    def result_settings(self) -> dict[str, Any]:
+        """See ``JobOptions``."""
+        return {**super().result_settings(), "logprobs": self.logprobs, "stride": self.stride}

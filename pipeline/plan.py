@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.options import GenerateOptions
+from pipeline.options import JobOptions
 from pipeline.shards import Shard
 from pipeline.storage import Folder
+from schemas.columns import Roles
 from schemas.error import ErrorCode, RowError
-from schemas.prompt import Roles
 
 CHUNK_ROWS = 2048
 """Most rows of a chunk, unless the user sets another number."""
@@ -144,7 +144,7 @@ def fingerprint(*parts: Any, digits: int = 12) -> str:
 
 
 def make_plan(
-    shards: Sequence[Shard], roles: Roles, options: GenerateOptions, identity: str
+    shards: Sequence[Shard], roles: Roles, options: JobOptions, identity: str
 ) -> tuple[list[str], list[PlannedFile], list[Chunk]]:
     """Cuts the input into chunks.
 
@@ -240,21 +240,20 @@ def _chunk(file: PlannedFile, first_row: int, rows: int, identity: str) -> Chunk
     return Chunk(file=file, first_row=first_row, rows=rows, fingerprint=digest)
 
 
-def _chunk_rows(metadata: pq.FileMetaData, roles: Roles, options: GenerateOptions) -> int:
-    """Rows that are worth about ``CHUNK_TOKENS``, by the footer's account of the prompts' size."""
+def _chunk_rows(metadata: pq.FileMetaData, roles: Roles, options: JobOptions) -> int:
+    """Rows that are worth about ``CHUNK_TOKENS``, by the footer's account of the texts' size."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     rows = max(1, metadata.num_rows)
-    samples = options.sampling.n
-    prompt_tokens = 0.0
+    tokens = 0.0
     for at in range(metadata.num_columns if groups else 0):
         column = groups[0].column(at).path_in_schema.split(".")[0]
-        if column == roles.prompt_token_ids:
-            prompt_tokens += sum(group.column(at).num_values for group in groups)
-        elif column == roles.prompt:
+        if column in roles.token_ids:
+            tokens += sum(group.column(at).num_values for group in groups)
+        elif column in roles.texts:
             # Four bytes a token is usual for text.
-            prompt_tokens += sum(group.column(at).total_uncompressed_size for group in groups) / 4
-    tokens = prompt_tokens / rows + samples * options.sampling.max_tokens
-    size = samples * sum(group.total_byte_size for group in groups) / rows
+            tokens += sum(group.column(at).total_uncompressed_size for group in groups) / 4
+    tokens = max(1.0, tokens / rows + options.samples * options.tokens_drawn)
+    size = options.samples * sum(group.total_byte_size for group in groups) / rows
     worth = min(CHUNK_TOKENS / tokens, SPAN_BYTES / max(size, 1))
     return max(1, min(CHUNK_ROWS, int(worth)))
 

@@ -12,15 +12,16 @@ import pyarrow as pa
 from model.checkpoint import files
 from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.engine.options import EngineOptions
+from model.evaluation import prefix_token
 from model.tokenizer import Tokenizer
-from pipeline import plan
+from pipeline import plan, tasks
 from pipeline.claim import RESULTS, SUCCESS, claim, writing
 from pipeline.inputs import former_faults, read_inputs
-from pipeline.options import GenerateOptions
+from pipeline.options import JobOptions
 from pipeline.storage import Folder
+from schemas.columns import Roles
 from schemas.completion import OutputSchema, output_schema
 from schemas.error import RowError, SetupError
-from schemas.prompt import Roles, resolve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Job:
       tokenizer: the SentencePiece model, or None where no row needs one.
       engine: the engine's settings, with ``max_context`` filled in.
       vocab_size: ids are below it.
+      prefix_token: what stands before a text that nothing stands before.
       settings: what decides the results, as it stands in every footer.
       identity: digest of the settings, the schemas, the checkpoint and the tokenizer.
       files: how many files the input has.
@@ -46,7 +48,7 @@ class Job:
       rows_done: rows of these.
     """
 
-    options: GenerateOptions
+    options: JobOptions
     run_id: str
     bases: tuple[str, ...]
     input_schema: pa.Schema
@@ -55,6 +57,7 @@ class Job:
     tokenizer: str | None
     engine: EngineOptions
     vocab_size: int
+    prefix_token: int
     settings: dict[str, Any]
     identity: str
     files: int
@@ -75,7 +78,7 @@ class Job:
         return self.engine.max_context
 
 
-def prepare_job(options: GenerateOptions) -> Job:
+def prepare_job(options: JobOptions) -> Job:
     """Checks the whole set-up, claims the output folder and writes the plan.
 
     Raises:
@@ -96,7 +99,7 @@ def prepare_job(options: GenerateOptions) -> Job:
 
 
 def check_job(
-    options: GenerateOptions, left_out: Mapping[str, RowError] | None = None
+    options: JobOptions, left_out: Mapping[str, RowError] | None = None
 ) -> tuple[Job, list[plan.PlannedFile], list[plan.Chunk]]:
     """Checks all of a set-up but its output folder, and writes nothing.
 
@@ -111,8 +114,15 @@ def check_job(
       SetupError: one sentence with what is wrong, where, and what to do.
     """
     schema, shards = read_inputs(options, left_out or {})
-    roles = resolve(schema, options.columns, options.shown_input)
-    output = output_schema(schema, roles, prefix=options.output_prefix, rename=options.rename)
+    task = tasks.of(options)
+    roles = task.resolve(schema, options.columns, options.shown_input)
+    output = output_schema(
+        schema,
+        roles.consumed,
+        columns=task.columns,
+        prefix=options.output_prefix,
+        rename=options.rename,
+    )
     if options.unique_custom_id and roles.custom_id is None:
         raise SetupError(
             f"--unique-custom-id: {options.shown_input} has no column 'custom_id'; "
@@ -122,11 +132,7 @@ def check_job(
     checkpoint.verify()
     tokenizer = _tokenizer(options, roles, checkpoint)
     max_context = min(checkpoint.config.sequence_len, options.engine.max_context or 2**31 - 1)
-    if "max_tokens" not in roles.sampling and options.sampling.max_tokens >= max_context:
-        raise SetupError(
-            f"--max-tokens {options.sampling.max_tokens} leaves no room for a prompt in a context "
-            f"of {max_context} tokens; give fewer"
-        )
+    task.check(options, roles, max_context)
     settings = {
         "checkpoint": checkpoint.identity(),
         "tokenizer": None if tokenizer is None else tokenizer.identity,
@@ -146,6 +152,7 @@ def check_job(
         tokenizer=options.tokenizer or checkpoint.tokenizer_url if tokenizer else None,
         engine=dataclasses.replace(options.engine, max_context=max_context),
         vocab_size=checkpoint.config.vocab_size,
+        prefix_token=prefix_token(tokenizer, checkpoint.config.eos_token),
         settings=settings,
         identity=identity,
         files=len(planned),
@@ -157,7 +164,7 @@ def check_job(
     return job, planned, chunks
 
 
-def _tokenizer(options: GenerateOptions, roles: Roles, checkpoint: Checkpoint) -> Tokenizer | None:
+def _tokenizer(options: JobOptions, roles: Roles, checkpoint: Checkpoint) -> Tokenizer | None:
     url = options.tokenizer or checkpoint.tokenizer_url
     if url is not None:
         tokenizer = Tokenizer.load(url)
@@ -165,13 +172,7 @@ def _tokenizer(options: GenerateOptions, roles: Roles, checkpoint: Checkpoint) -
         if options.bos == "always" and tokenizer.bos_id < 0:
             raise SetupError(f"--bos always: {files.redact(url)} has no BOS token; leave it out")
         return tokenizer
-    needs = None
-    if roles.prompt is not None:
-        needs = f"column {roles.prompt!r} holds text"
-    elif options.sampling.stop:
-        needs = "--stop takes strings"
-    elif "stop" in roles.sampling:
-        needs = f"column {roles.sampling['stop']!r} holds stop strings"
+    needs = tasks.of(options).needs_tokenizer(options, roles)
     if needs:
         raise SetupError(
             f"{needs}, but {files.redact(options.checkpoint)} has no tokenizer.model; "

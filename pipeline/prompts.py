@@ -1,7 +1,7 @@
 """Rows on their way to the model: validated, tokenized, cut to the context, given their ids."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -9,19 +9,21 @@ from model.engine.request import Request
 from model.tokenizer import Tokenizer
 from pipeline.elements import PromptChunk
 from pipeline.plan import Chunk
-from pipeline.prepare import Job
+from pipeline.row_uids import row_uids
 from schemas.error import ErrorCode, RowError
 from schemas.prompt import PromptRow, validate
 from schemas.sampling import SamplingParams
-from schemas.utf8 import readable
+
+if TYPE_CHECKING:
+    from pipeline.prepare import Job
 
 
 def prepare_chunk(
-    job: Job, chunk: Chunk, rows: pa.Table, tokenizer: Tokenizer | None
+    job: "Job", chunk: Chunk, rows: pa.Table, tokenizer: Tokenizer | None
 ) -> PromptChunk:
     """Validates and tokenizes a chunk's rows; what cannot be asked becomes an error here."""
     good, errors = validate(rows, job.roles, job.options.sampling)
-    uids = _row_uids(job, chunk, rows)
+    uids = row_uids(job, chunk, rows)
     sources, requests, lengths, cut = [], [], {}, 0
     for row, ids in zip(good, _token_ids(good, job, tokenizer), strict=True):
         lengths[row.index] = len(ids)
@@ -47,7 +49,7 @@ def prepare_chunk(
 
 
 def fit(
-    ids: list[int], params: SamplingParams, job: Job, *, has_bos: bool = True
+    ids: list[int], params: SamplingParams, job: "Job", *, has_bos: bool = True
 ) -> list[int] | RowError:
     """The prompt as it is run: prompt and ``max_tokens`` together must not exceed the context.
 
@@ -76,7 +78,7 @@ def fit(
     return head + (body[:kept] if job.options.over_length == "truncate_right" else body[-kept:])
 
 
-def _fault(row: PromptRow, ids: list[int], job: Job) -> RowError | None:
+def _fault(row: PromptRow, ids: list[int], job: "Job") -> RowError | None:
     column = job.roles.prompt if row.text is not None else job.roles.prompt_token_ids
     if not ids:
         return RowError(ErrorCode.PROMPT_EMPTY, f"{column} has no tokens", column)
@@ -93,7 +95,7 @@ def _fault(row: PromptRow, ids: list[int], job: Job) -> RowError | None:
 
 
 def _token_ids(
-    good: Sequence[PromptRow], job: Job, tokenizer: Tokenizer | None
+    good: Sequence[PromptRow], job: "Job", tokenizer: Tokenizer | None
 ) -> Iterator[list[int]]:
     texts = [row.text for row in good if row.text is not None]
     encoded: Iterator[list[int]] = iter(())
@@ -102,15 +104,3 @@ def _token_ids(
         encoded = iter(tokenizer.encode_batch(texts, bos=job.options.bos == "always"))
     for row in good:
         yield next(encoded) if row.token_ids is None else row.token_ids
-
-
-def _row_uids(job: Job, chunk: Chunk, rows: pa.Table) -> tuple[str, ...]:
-    """24 hex digits a row, which neither the file's place nor its other rows change."""
-    keys = [f"{chunk.file.path}\0{chunk.first_row + i}" for i in range(rows.num_rows)]
-    if job.options.unique_custom_id and job.roles.custom_id is not None:
-        ids = readable(rows.column(job.roles.custom_id)).to_pylist()
-        keys = [key if i is None else f"custom_id\0{i}" for key, i in zip(keys, ids, strict=True)]
-    return tuple(
-        hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=12).hexdigest()
-        for key in keys
-    )

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from model.checkpoint import files
 from model.tokenizer import Tokenizer
-from pipeline.elements import PromptChunk
+from pipeline import tasks
+from pipeline.elements import Questions
 from pipeline.plan import Chunk, PlannedFile, Span
 from pipeline.prepare import Job
-from pipeline.prompts import prepare_chunk
 from pipeline.stream import stream_chunks
 
 
@@ -17,7 +17,7 @@ class InputChanged(Exception):
     """The tokenizer is not the one that the job was set up with."""
 
 
-def read_span(job: Job, span: Span) -> Iterator[PromptChunk]:
+def read_span(job: Job, span: Span) -> Iterator[Questions]:
     """The chunks of a span whose parts are not there yet, one after another.
 
     Whether a part is there is asked first: a span whose parts are all there opens no file. Rows
@@ -30,7 +30,7 @@ def read_span(job: Job, span: Span) -> Iterator[PromptChunk]:
     yield from read_chunks(job, missing)
 
 
-def read_chunks(job: Job, wanted: Sequence[Chunk]) -> Iterator[PromptChunk]:
+def read_chunks(job: Job, wanted: Sequence[Chunk]) -> Iterator[Questions]:
     """These chunks, in input order, ready for the model.
 
     Raises:
@@ -46,7 +46,7 @@ def read_chunks(job: Job, wanted: Sequence[Chunk]) -> Iterator[PromptChunk]:
         url = files.join(job.bases[file.base], file.name)
         streamed = stream_chunks(url, file, chunks, job.input_schema)
         for chunk, (rows, faults) in zip(chunks, streamed, strict=True):
-            prepared = prepare_chunk(job, chunk, rows, tokenizer)
+            prepared = tasks.of(job.options).prepare_chunk(job, chunk, rows, tokenizer)
             # The nulls in their place are errors too, but not the reason.
             yield dataclasses.replace(prepared, errors={**prepared.errors, **faults})
 

@@ -1,13 +1,12 @@
 """The output contract: one versioned Arrow schema for good and bad rows, and how rows are made."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from schemas.error import RowError, SetupError
-from schemas.prompt import Roles
 from schemas.utf8 import readable
 
 SCHEMA_VERSION = 1
@@ -17,8 +16,8 @@ SUCCEEDED, ERRORED = "succeeded", "errored"
 """The two values of ``status``."""
 
 
-def _list_of(item: pa.DataType) -> pa.DataType:
-    # Parquet calls a list's item so: a part reads back as the very schema it was written with.
+def list_of(item: pa.DataType) -> pa.DataType:
+    """A list whose item is called as Parquet does: a part reads back as it was written."""
     return pa.list_(pa.field("element", item))
 
 
@@ -27,8 +26,8 @@ LOGPROB = pa.struct(
         ("token_id", pa.int32()),
         ("logprob", pa.float32()),
         ("rank", pa.int32()),
-        ("top_token_ids", _list_of(pa.int32())),
-        ("top_logprobs", _list_of(pa.float32())),
+        ("top_token_ids", list_of(pa.int32())),
+        ("top_logprobs", list_of(pa.float32())),
     ]
 )
 """Log-probabilities at one position: of its token, and of the likeliest ones beside it."""
@@ -38,12 +37,12 @@ COLUMNS: dict[str, pa.DataType] = {
     "sample_index": pa.int32(),
     "status": pa.string(),
     "text": pa.string(),
-    "token_ids": _list_of(pa.int32()),
+    "token_ids": list_of(pa.int32()),
     "finish_reason": pa.string(),
     "stop_reason": pa.string(),
     "cumulative_logprob": pa.float64(),
-    "logprobs": _list_of(LOGPROB),
-    "prompt_logprobs": _list_of(LOGPROB),
+    "logprobs": list_of(LOGPROB),
+    "prompt_logprobs": list_of(LOGPROB),
     "prompt_tokens": pa.int32(),
     "completion_tokens": pa.int32(),
     "cached_tokens": pa.int32(),
@@ -52,7 +51,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "error_message": pa.string(),
     "error_param": pa.string(),
 }
-"""The columns that are added to the input's own, in order. Types never depend on the data."""
+"""What a completion adds to the input's own columns, in order. Types never depend on the data."""
 
 
 class Logprob(Protocol):
@@ -80,8 +79,9 @@ class OutputSchema:
 
 def output_schema(
     input_schema: pa.Schema,
-    roles: Roles,
+    consumed: Collection[str],
     *,
+    columns: Mapping[str, pa.DataType] = COLUMNS,
     prefix: str = "",
     rename: Mapping[str, str] | None = None,
 ) -> OutputSchema:
@@ -92,7 +92,8 @@ def output_schema(
 
     Args:
       input_schema: the schema of the whole input.
-      roles: what its columns are for.
+      consumed: its columns that set a sampling parameter.
+      columns: the columns to add.
       prefix: put before the name of each added column.
       rename: input column -> its name in the output.
 
@@ -104,13 +105,12 @@ def output_schema(
         raise SetupError(
             f"--rename {missing[0]}={rename[missing[0]]}: the input has no column {missing[0]!r}"
         )
-    consumed = set(roles.sampling.values())
     fields = []
     for field in input_schema:
         name = f"param_{field.name}" if field.name in consumed else field.name
         # All may be null: a file that lacks the column is filled up, a bad page is not readable.
         fields.append(field.with_name(rename.get(field.name, name)).with_nullable(True))
-    taken: dict[str, str] = {prefix + name: "" for name in COLUMNS}
+    taken: dict[str, str] = {prefix + name: "" for name in columns}
     # DuckDB, BigQuery and Spark do not tell `Text` from `text`.
     folded = {name.casefold(): name for name in taken}
     for source, field in zip(input_schema.names, fields, strict=True):
@@ -125,42 +125,40 @@ def output_schema(
             )
         folded[key] = field.name
         taken[field.name] = source
-    added = [pa.field(prefix + name, kind) for name, kind in COLUMNS.items()]
+    added = [pa.field(prefix + name, kind) for name, kind in columns.items()]
     return OutputSchema(schema=pa.schema(fields + added), inputs=len(fields))
 
 
-class CompletionRows:
-    """Output rows in the making: one an error, ``n`` a good row, in the order they are added."""
+class OutputRows:
+    """Output rows in the making: at least one for each input row, in the order they are added."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Mapping[str, pa.DataType] = COLUMNS) -> None:
+        """Args: the columns that are added to the input's own."""
         self._sources: list[int] = []
-        self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        self._kinds = columns
+        self._columns: dict[str, list[Any]] = {name: [] for name in columns}
 
-    def add_error(
-        self, source: int, row_uid: str, error: RowError, prompt_tokens: int | None = None
-    ) -> None:
-        """Adds the row of an input row that has no completion.
+    def add_error(self, source: int, row_uid: str, error: RowError, **values: Any) -> None:
+        """Adds the row of an input row that has no answer.
 
         Args:
           source: the input row's place in its batch.
           row_uid: the input row's id.
           error: why.
-          prompt_tokens: the prompt's length, where it is known.
+          values: what is known of it, by the columns' names.
         """
         self._add(
             source,
             row_uid=row_uid,
-            sample_index=0,
             status=ERRORED,
-            finish_reason="error",
-            prompt_tokens=prompt_tokens,
             error_code=str(error.code),
             error_message=error.sentence(),
             error_param=error.param,
+            **values,
         )
 
-    def add_completion(self, source: int, row_uid: str, **values: Any) -> None:
-        """Adds one sample of an input row; ``values`` by the names of ``COLUMNS``."""
+    def add(self, source: int, row_uid: str, **values: Any) -> None:
+        """Adds one row of an input row's answer; ``values`` by the columns' names."""
         self._add(source, row_uid=row_uid, status=SUCCEEDED, **values)
 
     def _add(self, source: int, **values: Any) -> None:
@@ -181,9 +179,9 @@ class CompletionRows:
         in_place = self._sources == list(range(inputs.num_rows))
         carried = inputs if in_place else inputs.take(rows)
         arrays = [readable(column) for column in carried.columns]
-        for name, kind in COLUMNS.items():
+        for name, kind in self._kinds.items():
             values = self._columns[name]
-            is_logprobs = kind == _list_of(LOGPROB)
+            is_logprobs = kind == list_of(LOGPROB)
             arrays.append(_logprobs(values) if is_logprobs else pa.array(values, kind))
         return pa.Table.from_arrays(arrays, schema=output.schema)
 
@@ -207,14 +205,14 @@ def _logprobs(values: Sequence[Sequence[Logprob | None] | None]) -> pa.Array:
         at = [None if entry is None else next(places) for entry in entries]
         structs = structs.take(pa.array(at, pa.int64()))
     return pa.ListArray.from_arrays(
-        _offsets(values), structs, type=_list_of(LOGPROB), mask=_nulls(values)
+        _offsets(values), structs, type=list_of(LOGPROB), mask=_nulls(values)
     )
 
 
 def _lists(values: Iterable[Sequence[Any]], item: pa.DataType) -> pa.Array:
     values = list(values)
     flat = pa.array([value for row in values for value in row], item)
-    return pa.ListArray.from_arrays(_offsets(values), flat, type=_list_of(item))
+    return pa.ListArray.from_arrays(_offsets(values), flat, type=list_of(item))
 
 
 def _offsets(values: Sequence[Sequence[Any] | None]) -> pa.Array:

@@ -11,6 +11,7 @@ class ErrorCode(enum.StrEnum):
     PROMPT_TYPE = "prompt_type"
     PROMPT_AMBIGUOUS = "prompt_ambiguous"
     PROMPT_EMPTY = "prompt_empty"
+    CONTINUATION_EMPTY = "continuation_empty"
     TOKEN_ID_OUT_OF_RANGE = "token_id_out_of_range"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_PARAMETER = "invalid_parameter"
@@ -24,10 +25,11 @@ INPUT_ERRORS = (ErrorCode.INPUT_UNREADABLE, ErrorCode.INPUT_SCHEMA, ErrorCode.IN
 """Faults of a file: of all its rows if it never was in the plan, else of those that stand there."""
 
 REMEDIES: dict[ErrorCode, str] = {
-    ErrorCode.PROMPT_MISSING: "fill `prompt` or `prompt_token_ids`, or drop the row",
-    ErrorCode.PROMPT_TYPE: "store the prompt as a string, or its tokens as a list of integers",
-    ErrorCode.PROMPT_AMBIGUOUS: "give `prompt` or `prompt_token_ids`, not both",
+    ErrorCode.PROMPT_MISSING: "fill in the text or its token ids, or drop the row",
+    ErrorCode.PROMPT_TYPE: "store the text as a string, or its tokens as a list of integers",
+    ErrorCode.PROMPT_AMBIGUOUS: "give the text or its token ids, not both",
     ErrorCode.PROMPT_EMPTY: "give at least one token, or set --bos=always",
+    ErrorCode.CONTINUATION_EMPTY: "give at least one token to score, or drop the row",
     ErrorCode.TOKEN_ID_OUT_OF_RANGE: "use the tokenizer that belongs to the checkpoint",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: "shorten the prompt or max_tokens, or set --over-length",
     ErrorCode.INVALID_PARAMETER: "correct the value in its column; bounds are vLLM's",

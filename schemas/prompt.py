@@ -7,12 +7,24 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.columns import (
+    Undecodable,
+    claim,
+    is_number,
+    is_text,
+    is_token_ids,
+    list_item,
+    listed,
+    plain_type,
+    values,
+)
 from schemas.error import ErrorCode, RowError, SetupError
 from schemas.sampling import ALIASES, PARAM_NAMES, InvalidParameter, SamplingParams
 
 ROLES = ("prompt", "prompt_token_ids", "custom_id", *PARAM_NAMES, *ALIASES)
 """What a column can be; a column of such a name plays that role unless the user says otherwise."""
 
+_KNOWN = "prompt, prompt_token_ids, custom_id or a sampling parameter"
 NOT_SUPPORTED = (
     "min_p",
     "repetition_penalty",
@@ -40,6 +52,21 @@ class Roles:
     prompt_token_ids: str | None = None
     custom_id: str | None = None
     sampling: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        """Columns whose text becomes tokens."""
+        return [] if self.prompt is None else [self.prompt]
+
+    @property
+    def token_ids(self) -> list[str]:
+        """Columns of tokens."""
+        return [] if self.prompt_token_ids is None else [self.prompt_token_ids]
+
+    @property
+    def consumed(self) -> list[str]:
+        """Columns that come out as ``param_<name>``."""
+        return list(self.sampling.values())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +98,8 @@ def resolve(schema: pa.Schema, columns: Mapping[str, str], where: str) -> Roles:
     Raises:
       SetupError: a column is missing, claimed twice, or of a type that its role cannot have.
     """
-    claims: dict[str, str] = {}
-    for role, column in columns.items():
-        _check_mapping(role, column, schema, where)
-        if column in claims:
-            raise SetupError(
-                f"--columns maps both {claims[column]} and {role} to column {column!r}; "
-                "a column has one role"
-            )
-        if column:
-            claims[column] = role
-    for role in ROLES:
-        if role in schema.names and role not in columns:
-            claims.setdefault(role, role)
+    given = {role: c for role, c in columns.items() if c or role not in NOT_SUPPORTED}
+    claims = claim(schema, given, ROLES, where, _KNOWN)
     for name in NOT_SUPPORTED:
         if name in schema.names and name not in claims and name not in columns:
             raise SetupError(
@@ -93,7 +109,7 @@ def resolve(schema: pa.Schema, columns: Mapping[str, str], where: str) -> Roles:
     roles = _assign({role: column for column, role in claims.items()})
     if roles.prompt is None and roles.prompt_token_ids is None:
         raise SetupError(
-            f"{where} has no column 'prompt' or 'prompt_token_ids', only {_listed(schema.names)}; "
+            f"{where} has no column 'prompt' or 'prompt_token_ids', only {listed(schema.names)}; "
             "name the one that holds the prompts: --columns prompt=NAME"
         )
     if roles.prompt is not None:
@@ -120,9 +136,9 @@ def validate(
     Returns:
       The good rows in order, and row index -> error for the others.
     """
-    texts = _values(rows, roles.prompt)
-    ids = _values(rows, roles.prompt_token_ids)
-    overrides = {param: _values(rows, column) for param, column in roles.sampling.items()}
+    texts = values(rows, roles.prompt)
+    ids = values(rows, roles.prompt_token_ids)
+    overrides = {param: values(rows, column) for param, column in roles.sampling.items()}
     good: list[PromptRow] = []
     errors: dict[int, RowError] = {}
     for i in range(rows.num_rows):
@@ -146,23 +162,6 @@ class _RowFault(Exception):
         self.error = RowError(code, message, param)
 
 
-class _Undecodable(str):
-    """Stands where a value was whose bytes are no UTF-8; says why."""
-
-
-def _check_mapping(role: str, column: str, schema: pa.Schema, where: str) -> None:
-    if role not in ROLES and not (role in NOT_SUPPORTED and not column):
-        raise SetupError(
-            f"--columns {role}={column}: {role!r} is no role; a role is prompt, prompt_token_ids, "
-            "custom_id or a sampling parameter"
-        )
-    if column and column not in schema.names:
-        raise SetupError(
-            f"--columns {role}={column}: {where} has no column {column!r}, "
-            f"only {_listed(schema.names)}"
-        )
-
-
 def _assign(columns: dict[str, str]) -> Roles:
     own = {role: columns.pop(role, None) for role in ("prompt", "prompt_token_ids", "custom_id")}
     sampling: dict[str, str] = {}
@@ -178,22 +177,20 @@ def _assign(columns: dict[str, str]) -> Roles:
 
 
 def _check_type(role: str, field: pa.Field) -> None:
-    kind = _plain_type(field.type)
-    item = kind.value_type if _is_list(kind) else None
-    integer = pa.types.is_integer
+    kind = plain_type(field.type)
+    item = list_item(kind)
     if role == "prompt":
-        ok, want = _is_text(kind), "strings"
+        ok, want = is_text(kind), "strings"
     elif role in ("prompt_token_ids", "stop_token_ids"):
-        ok, want = item is not None and (integer(item) or item == pa.null()), "lists of integers"
+        ok, want = is_token_ids(kind), "lists of integers"
     elif role == "stop":
-        ok = _is_text(kind) or (item is not None and (_is_text(item) or item == pa.null()))
+        ok = is_text(kind) or (item is not None and (is_text(item) or item == pa.null()))
         want = "strings or lists of strings"
     elif isinstance(getattr(SamplingParams(), role), bool):
         ok, want = pa.types.is_boolean(kind), "booleans"
     else:
         # Whole numbers arrive as floats from pandas and as decimals from SQL: values decide.
-        ok = integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        want = "numbers"
+        ok, want = is_number(kind), "numbers"
     if not ok and kind != pa.null():
         remedy = "or name another: --columns prompt=NAME"
         if role not in ("prompt", "prompt_token_ids"):
@@ -214,7 +211,7 @@ def _prompt(text: Any, ids: Any, roles: Roles) -> tuple[str | None, list[int] | 
         names = [name for name in (roles.prompt, roles.prompt_token_ids) if name]
         missing = f"{names[0]} is null" if len(names) == 1 else f"{' and '.join(names)} are null"
         raise _RowFault(ErrorCode.PROMPT_MISSING, missing, names[0])
-    if isinstance(text, _Undecodable):
+    if isinstance(text, Undecodable):
         raise _RowFault(ErrorCode.PROMPT_TYPE, f"{roles.prompt} {text}", roles.prompt)
     if ids is not None and None in ids:
         raise _RowFault(
@@ -225,66 +222,10 @@ def _prompt(text: Any, ids: Any, roles: Roles) -> tuple[str | None, list[int] | 
     return text, ids
 
 
-def _override(defaults: SamplingParams, values: dict[str, Any]) -> SamplingParams:
-    for param, value in values.items():
-        if isinstance(value, _Undecodable):
+def _override(defaults: SamplingParams, given: dict[str, Any]) -> SamplingParams:
+    for param, value in given.items():
+        if isinstance(value, Undecodable):
             raise InvalidParameter(param, str(value))
         if isinstance(value, decimal.Decimal):
-            values[param] = float(value)
-    return defaults.override(values)
-
-
-def _values(rows: pa.Table, column: str | None) -> list[Any]:
-    """A column as Python objects, text as ``str``; nothing in it can raise."""
-    if column is None:
-        return [None] * rows.num_rows
-    array = rows.column(column)
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    if not _is_binary(array.type):
-        try:
-            return array.to_pylist()
-        except UnicodeDecodeError:
-            pass
-    return [_value(scalar) for scalar in array]
-
-
-def _value(scalar: pa.Scalar) -> Any:
-    try:
-        value = scalar.as_py()
-        return value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        return _Undecodable(f"is not valid UTF-8 (byte 0x{byte:02x} at {error.start})")
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    # Some writers leave the UTF-8 mark off their strings, so bytes are taken for text as well.
-    kind = _plain_type(kind)
-    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in text) or _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return any(test(kind) for test in binary)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    lists = (
-        pa.types.is_list,
-        pa.types.is_large_list,
-        pa.types.is_fixed_size_list,
-        pa.types.is_list_view,
-        pa.types.is_large_list_view,
-    )
-    return any(test(kind) for test in lists)
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name)[:60] for name in names[:12])
-    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown or "none"
+            given[param] = float(value)
+    return defaults.override(given)

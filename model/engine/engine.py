@@ -131,7 +131,10 @@ class Engine:
         Raises:
           EngineClosed: it takes no more.
         """
-        tickets = [open_score_ticket(request) for request in requests]
+        shared = shared_prefix_tokens(
+            [request.context_token_ids for request in requests], self._plan.shapes.block_size
+        )
+        tickets = [open_score_ticket(*pair) for pair in zip(requests, shared, strict=True)]
         for ticket in sorted(tickets, key=lambda ticket: ticket.request.context_token_ids):
             if error := self.score_fault(ticket.request):
                 ticket.future.set_result(ScoreOutput(request=ticket.request, error=error))

@@ -109,11 +109,13 @@ class ScoreOutput:
     Attributes:
       request: what was asked.
       scores: one a continuation, in order; empty on error.
+      cached_tokens: tokens of the context that a request before it has in whole blocks too.
       error: why there are none, or None.
     """
 
     request: ScoreRequest
     scores: tuple[Score, ...] = ()
+    cached_tokens: int = 0
     error: RowError | None = None
 
 
@@ -124,6 +126,7 @@ class ScoreTicket:
     Attributes:
       request: what was asked.
       future: gets the answer.
+      cached_tokens: for the answer.
       details: of each continuation, its tokens' facts so far.
       greedy: of each, whether all of them were the likeliest.
       missing: tokens not yet scored.
@@ -131,6 +134,7 @@ class ScoreTicket:
 
     request: ScoreRequest
     future: Future[ScoreOutput]
+    cached_tokens: int
     details: list[list[TokenLogprob]]
     greedy: list[bool]
     missing: int
@@ -157,14 +161,17 @@ class ScoreTicket:
                     logprobs=None if self.request.logprobs is None else tuple(facts),
                 )
             )
-        return ScoreOutput(request=self.request, scores=tuple(scores))
+        return ScoreOutput(
+            request=self.request, scores=tuple(scores), cached_tokens=self.cached_tokens
+        )
 
 
-def open_score_ticket(request: ScoreRequest) -> ScoreTicket:
+def open_score_ticket(request: ScoreRequest, cached_tokens: int = 0) -> ScoreTicket:
     """A ticket with nothing done."""
     count = request.samples
     missing = sum(map(len, request.continuations))
-    return ScoreTicket(request, Future(), [[] for _ in range(count)], [True] * count, missing)
+    details: list[list[TokenLogprob]] = [[] for _ in range(count)]
+    return ScoreTicket(request, Future(), cached_tokens, details, [True] * count, missing)
 
 
 def fault(request: ScoreRequest, vocab_size: int, shapes: Shapes) -> RowError | None:
@@ -173,7 +180,8 @@ def fault(request: ScoreRequest, vocab_size: int, shapes: Shapes) -> RowError | 
     parts = [("context", context)] + [("continuation", c) for c in request.continuations]
     for name, ids in parts:
         if not ids:
-            return RowError(ErrorCode.PROMPT_EMPTY, f"the {name} has no tokens", name)
+            code = ErrorCode.PROMPT_EMPTY if ids is context else ErrorCode.CONTINUATION_EMPTY
+            return RowError(code, f"the {name} has no tokens", name)
         wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
         if wrong is not None:
             message = f"{name}: token id {wrong} is outside the vocabulary of {vocab_size}"

@@ -7,15 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.completion import COLUMNS, CompletionRows, output_schema
+from schemas.completion import COLUMNS, OutputRows, output_schema
 from schemas.error import ErrorCode, RowError, SetupError
-from schemas.prompt import Roles
-
-ROLES = Roles(prompt="prompt", sampling={"max_tokens": "max_tokens"})
 
 
-def output_of(*fields, roles=ROLES, **options):
-    return output_schema(pa.schema(list(fields)), roles, **options)
+def output_of(*fields, consumed=("max_tokens",), **options):
+    return output_schema(pa.schema(list(fields)), consumed, **options)
 
 
 def refused(*fields, **options) -> str:
@@ -32,9 +29,11 @@ def test_the_inputs_columns_come_first():
 
 
 def test_a_consumed_parameter_is_told_apart_from_the_answer():
-    roles = Roles(prompt="prompt", sampling={"seed": "seed", "logprobs": "logprobs"})
     output = output_of(
-        ("prompt", pa.string()), ("seed", pa.int64()), ("logprobs", pa.int8()), roles=roles
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("logprobs", pa.int8()),
+        consumed=["seed", "logprobs"],
     )
     assert output.schema.names[:3] == ["prompt", "param_seed", "param_logprobs"]
 
@@ -120,13 +119,14 @@ def test_rows_come_out_as_they_were_added(samples):
     """Each input row with its number of samples, an error if none; through a Parquet file."""
     output = output_of(("prompt", pa.string()))
     inputs = pa.table({"prompt": [f"p{i}" for i in range(len(samples))]})
-    rows, want = CompletionRows(), []
+    rows, want = OutputRows(), []
     for i, (n, logprobs) in enumerate(samples):
         if n == 0:
-            rows.add_error(i, f"u{i}", RowError(ErrorCode.PROMPT_EMPTY, "no tokens", "prompt"), 7)
-            want.append((f"p{i}", f"u{i}", 0, "errored", "error", None, "prompt_empty", 7))
+            error = RowError(ErrorCode.PROMPT_EMPTY, "no tokens", "prompt")
+            rows.add_error(i, f"u{i}", error, prompt_tokens=7)
+            want.append((f"p{i}", f"u{i}", None, "errored", None, None, "prompt_empty", 7))
         for k in range(n):
-            rows.add_completion(i, f"u{i}", sample_index=k, finish_reason="stop", logprobs=logprobs)
+            rows.add(i, f"u{i}", sample_index=k, finish_reason="stop", logprobs=logprobs)
             want.append((f"p{i}", f"u{i}", k, "succeeded", "stop", plain(logprobs), None, None))
     table = rows.table(inputs, output)
     assert table.schema == output.schema
@@ -140,11 +140,11 @@ def test_rows_come_out_as_they_were_added(samples):
 
 def test_an_unknown_value_is_a_programming_error():
     with pytest.raises(TypeError, match="warmth"):
-        CompletionRows().add_completion(0, "u", warmth=1)
+        OutputRows().add(0, "u", warmth=1)
 
 
 def test_an_error_row_says_what_where_and_the_remedy():
-    rows = CompletionRows()
+    rows = OutputRows()
     rows.add_error(0, "u", RowError(ErrorCode.PROMPT_MISSING, "prompt is null", "prompt"))
     [row] = rows.table(pa.table({"prompt": [None]}), output_of(("prompt", pa.null()))).to_pylist()
     assert row["error_code"] == "prompt_missing"
@@ -155,7 +155,7 @@ def test_an_error_row_says_what_where_and_the_remedy():
 
 def test_what_is_passed_through_is_readable_by_all():
     column = pa.array([b"a\xff"]).view(pa.string())
-    rows = CompletionRows()
-    rows.add_completion(0, "u", sample_index=0)
+    rows = OutputRows()
+    rows.add(0, "u", sample_index=0)
     table = rows.table(pa.table({"prompt": column}), output_of(("prompt", pa.string())))
     assert table.column("prompt").to_pylist() == ["a\ufffd"]

@@ -120,7 +120,7 @@ def test_what_cannot_be_scored_is_its_own_error(engines):
     assert codes == [
         None,
         ErrorCode.PROMPT_EMPTY,
-        ErrorCode.PROMPT_EMPTY,
+        ErrorCode.CONTINUATION_EMPTY,
         ErrorCode.TOKEN_ID_OUT_OF_RANGE,
         ErrorCode.CONTEXT_LENGTH_EXCEEDED,
         None,
@@ -153,13 +153,15 @@ def test_documents_longer_than_the_context(engines):
         by_hand = [x for o in engine.score(pairs) for x in o.scores[0].token_logprobs]
         assert list(result.token_logprobs) == by_hand
         assert result.logprob == math.fsum(by_hand)
-        assert result.perplexity == pytest.approx(math.exp(-np.mean(by_hand)))
-        assert result.byte_perplexity is None
+        perplexity = evaluation.perplexity(result.logprob, len(document))
+        assert perplexity == pytest.approx(math.exp(-np.mean(by_hand)))
     whole = engines(numerics="float32")
     [result] = evaluation.score_documents(whole, [document])
     [pair] = whole.score([([eos], document)])
     assert result.token_logprobs == pair.scores[0].token_logprobs
-    assert evaluation.score_documents(engine, [[]])[0].perplexity == 1
+    [nothing] = evaluation.score_documents(engine, [[]])
+    assert evaluation.perplexity(nothing.logprob, 0) == 1
+    assert evaluation.perplexity(-1e9, 1) == math.inf
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 12))

@@ -1,0 +1,94 @@
+"""What a job can do with its rows: complete them as prompts, or score them.
+
+All that differs between the two stands here, or in what is named here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from model.tokenizer import Tokenizer
+from pipeline import prompts, scores
+from pipeline.options import GenerateOptions, JobOptions, ScoreOptions
+from schemas import completion, prompt, score
+from schemas.error import SetupError
+
+if TYPE_CHECKING:
+    from pipeline.elements import Questions
+    from pipeline.plan import Chunk
+    from pipeline.prepare import Job
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One of them.
+
+    Attributes:
+      columns: that are added to the input's.
+      resolve: finds the columns' roles in a schema, by the user's map; ``where`` names the input.
+      prepare_chunk: makes a chunk's rows ready for the model.
+      check: refuses options that no row can be done with, given the roles and the context.
+      needs_tokenizer: what of a job needs a tokenizer, or None.
+    """
+
+    columns: Mapping[str, pa.DataType]
+    resolve: Callable[[pa.Schema, Mapping[str, str], str], Any]
+    prepare_chunk: Callable[["Job", "Chunk", pa.Table, Tokenizer | None], "Questions"]
+    check: Callable[[Any, Any, int], None]
+    needs_tokenizer: Callable[[Any, Any], str | None]
+
+
+def of(options: JobOptions) -> Task:
+    """The task of a job."""
+    return _TASKS[options.task]
+
+
+def _check_generate(options: GenerateOptions, roles: prompt.Roles, max_context: int) -> None:
+    if "max_tokens" not in roles.sampling and options.sampling.max_tokens >= max_context:
+        raise SetupError(
+            f"--max-tokens {options.sampling.max_tokens} leaves no room for a prompt in a context "
+            f"of {max_context} tokens; give fewer"
+        )
+
+
+def _check_score(options: ScoreOptions, roles: score.Roles, max_context: int) -> None:
+    if options.stride is not None and options.stride > max_context:
+        raise SetupError(
+            f"--stride {options.stride} exceeds the context of {max_context} tokens; give fewer"
+        )
+    if options.stride is not None and roles.document is roles.document_token_ids is None:
+        raise SetupError("--stride is for documents, and the input has none; leave it out")
+
+
+def _text_of_prompts(options: GenerateOptions, roles: prompt.Roles) -> str | None:
+    if roles.prompt is not None:
+        return f"column {roles.prompt!r} holds text"
+    if options.sampling.stop:
+        return "--stop takes strings"
+    if "stop" in roles.sampling:
+        return f"column {roles.sampling['stop']!r} holds stop strings"
+    return None
+
+
+def _text_of_scores(options: ScoreOptions, roles: score.Roles) -> str | None:
+    return f"column {roles.texts[0]!r} holds text" if roles.texts else None
+
+
+_TASKS = {
+    "generate": Task(
+        columns=completion.COLUMNS,
+        resolve=prompt.resolve,
+        prepare_chunk=prompts.prepare_chunk,
+        check=_check_generate,
+        needs_tokenizer=_text_of_prompts,
+    ),
+    "score": Task(
+        columns=score.COLUMNS,
+        resolve=score.resolve,
+        prepare_chunk=scores.prepare_chunk,
+        check=_check_score,
+        needs_tokenizer=_text_of_scores,
+    ),
+}
