@@ -22,24 +22,39 @@ class Layout:
     Attributes:
       stacked: layers as one array each with a leading axis, for a loop; else a tuple of layers.
       quantized: weights stay integers; else they are held as what enters the product.
-      values: dtype of integers that stay.
+      values: dtype of 8-bit integers that stay.
+      weights: what the checkpoint stores, one of ``params.WEIGHTS``.
     """
 
     stacked: bool
     quantized: bool
     values: jnp.dtype
+    weights: str = "int8"
+
+    def integers(self, param: Param) -> jnp.dtype | None:
+        """What a weight's integers are held as; None if it is held as what enters the product.
+
+        4-bit integers times their scales are exact in bfloat16, so that where 8-bit ones are held
+        as bfloat16 nothing is gained by keeping the two apart.
+        """
+        if not (param.quantized and self.quantized):
+            return None
+        if param.stored == "int4":
+            return jnp.dtype(jnp.int4) if self.values == jnp.int8 else None
+        return self.values
 
 
-def choose_layout(platform: str, numerics: Numerics) -> Layout:
-    """Accelerators keep int8, stacked: memory is what they lack.
+def choose_layout(platform: str, numerics: Numerics, weights: str = "int8") -> Layout:
+    """Accelerators keep integers, stacked: memory is what they lack.
 
     A CPU copies a layer out of a stack before it multiplies, and has no product of bfloat16 with
     int8; there layers stand apart, and integers are held as bfloat16, which is exact, or, where the
     mode multiplies by scales first, as that product.
     """
     if platform != "cpu":
-        return Layout(stacked=True, quantized=True, values=jnp.dtype(jnp.int8))
-    return Layout(stacked=False, quantized=numerics.name == "bf16", values=jnp.dtype(jnp.bfloat16))
+        return Layout(True, quantized=True, values=jnp.dtype(jnp.int8), weights=weights)
+    held = jnp.dtype(jnp.bfloat16)
+    return Layout(False, quantized=numerics.name == "bf16", values=held, weights=weights)
 
 
 def param_specs(config: Grok1Config, layout: Layout) -> Params:
@@ -48,11 +63,11 @@ def param_specs(config: Grok1Config, layout: Layout) -> Params:
     def spec(param: Param) -> Any:
         lead = (None,) if layout.stacked and param.per_layer else ()
         whole = jax.sharding.PartitionSpec(*lead, *weight_spec(param))
-        if not (param.quantized and layout.quantized):
+        if layout.integers(param) is None:
             return whole
         return QuantizedTensor(whole, jax.sharding.PartitionSpec(*lead, *scales_spec(param)))
 
-    declared = declare(config)
+    declared = declare(config, layout.weights)
     layer = {name: spec(p) for name, p in declared.items() if p.per_layer}
     specs: Params = {name: spec(p) for name, p in declared.items() if not p.per_layer}
     specs["layers"] = layer if layout.stacked else (layer,) * config.num_layers
@@ -65,14 +80,13 @@ def abstract_params(config: Grok1Config, mesh: Mesh, numerics: Numerics, layout:
 
     def describe(param: Param) -> Any:
         lead = (config.num_layers,) if layout.stacked and param.per_layer else ()
-        if not (param.quantized and layout.quantized):
+        integers = layout.integers(param)
+        if integers is None:
             return lead + param.shape, weight_dtype(param, numerics)
         scales = lead + scales_shape(param, mesh.shape[MODEL])
-        return QuantizedTensor(
-            (lead + param.shape, layout.values), (scales, jnp.dtype(jnp.float32))
-        )
+        return QuantizedTensor((lead + param.shape, integers), (scales, scales_dtype(param)))
 
-    declared = declare(config)
+    declared = declare(config, layout.weights)
     layer = {name: describe(p) for name, p in declared.items() if p.per_layer}
     tree: Params = {name: describe(p) for name, p in declared.items() if not p.per_layer}
     tree["layers"] = layer if layout.stacked else (layer,) * config.num_layers
@@ -87,9 +101,23 @@ def abstract_params(config: Grok1Config, mesh: Mesh, numerics: Numerics, layout:
 
 def weight_dtype(param: Param, numerics: Numerics) -> jnp.dtype:
     """What a weight that is no integer is held as: float32, unless the mode rounds it first."""
-    if param.quantized or (param.name == "embedding" and numerics.rounds):
+    if param.stored != "float32" or (param.name == "embedding" and numerics.rounds):
         return numerics.operand
     return jnp.dtype(jnp.float32)
+
+
+def scales_dtype(param: Param) -> jnp.dtype:
+    """What scales are held as: bfloat16 as they are stored, where there are many of them."""
+    return jnp.dtype(jnp.bfloat16 if param.stored == "int4" else jnp.float32)
+
+
+def held_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, present or only described; 4-bit ones lie two to a byte."""
+
+    def size(leaf: Any) -> int:
+        return leaf.size // 2 if leaf.dtype == jnp.int4 else leaf.size * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))
 
 
 def scales_shape(param: Param, devices: int) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """How weights get from a checkpoint onto the devices."""
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from model.checkpoint.base import HostTensor
+from model.checkpoint.base import HostTensor, ReadParts
 from model.config import Grok1Config
-from model.layout import Layout, scales_shape, weight_dtype
+from model.layout import Layout, scales_dtype, scales_shape, weight_dtype
 from model.numerics import MODES, Numerics
 from model.params import MODEL, Param, Tensor, tensors
 from model.quantization import QuantizedTensor, Weight, dequantize
@@ -23,9 +24,6 @@ _BYTES_IN_FLIGHT = 4 << 30
 
 _READERS = 4
 """Tensors read at once; each is read by several requests."""
-
-ReadParts = Callable[[Tensor, int], Iterable[HostTensor]]
-"""Reads what each of so many devices holds of a tensor; see ``base.Checkpoint.read_parts``."""
 
 
 def load_params(
@@ -51,7 +49,8 @@ def load_params(
     count = config.num_layers
     params: Params = {}
     layers: list[Layer] = [{} for _ in range(1 if layout.stacked else count)]
-    for tensor, parts in _read_ahead(read_parts, tensors(config), mesh.shape[MODEL]):
+    order = tensors(config, layout.weights)
+    for tensor, parts in _read_ahead(read_parts, order, mesh.shape[MODEL]):
         name = tensor.param.name
         weight = _place(tensor.param, parts, mesh, numerics, layout)
         if tensor.layer is None:
@@ -100,7 +99,8 @@ def _read_all(read_parts: ReadParts, tensor: Tensor, count: int) -> list[HostTen
 
 
 def _host_bytes(param: Param) -> int:
-    return int(np.prod(param.shape)) * (1 if param.quantized else 4)
+    width = {"float32": 4, "bfloat16": 2}.get(param.stored, 1)
+    return math.prod(param.shape) * width
 
 
 def _place(
@@ -115,11 +115,12 @@ def _place(
     if not param.quantized:
         return _cast(values, weight_dtype(param, numerics))
     shape = scales_shape(param, mesh.shape[MODEL])
-    scales = [part.scales.astype(np.float32) for part in parts if part.scales is not None]
+    dtype, integers = scales_dtype(param), layout.integers(param)
+    scales = [part.scales.astype(dtype) for part in parts if part.scales is not None]
     weight = QuantizedTensor(values, _put(scales, axis, shape, mesh, scales_spec(param)))
-    if layout.quantized:
-        return QuantizedTensor(_cast(weight.values, layout.values), weight.scales)
-    return _dequantize(weight, numerics.name)
+    if integers is None:
+        return _dequantize(weight, numerics.name)
+    return QuantizedTensor(_cast(weight.values, integers), weight.scales)
 
 
 def _put(

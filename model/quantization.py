@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from model.numerics import Numerics
 from model.trees import Leaf
@@ -15,8 +16,9 @@ class QuantizedTensor:
     """A weight as small integers and scales.
 
     Attributes:
-      values: [..., in, out] integers: int8, or held as bfloat16, which represents them exactly.
-      scales: [..., G, out] float32; group g covers rows [g * in / G, (g + 1) * in / G).
+      values: [..., in, out] integers: int4, int8, or held as bfloat16, which is exact.
+      scales: [..., G, out] float32, beside int4 bfloat16; group g covers rows
+        [g * in / G, (g + 1) * in / G).
     """
 
     values: Leaf
@@ -36,7 +38,7 @@ def dequantize(weight: QuantizedTensor) -> jax.Array:
     *lead, rows, out = weight.values.shape
     groups = weight.groups
     values = weight.values.astype(jnp.float32).reshape(*lead, groups, rows // groups, out)
-    return (values * weight.scales[..., None, :]).reshape(*lead, rows, out)
+    return (values * weight.scales[..., None, :].astype(jnp.float32)).reshape(*lead, rows, out)
 
 
 def matmul(x: jax.Array, weight: Weight, numerics: Numerics) -> jax.Array:
@@ -45,10 +47,17 @@ def matmul(x: jax.Array, weight: Weight, numerics: Numerics) -> jax.Array:
     In ``bf16`` mode integers enter the product as they are and scales come after it, one partial
     product a scale group: scaling the weight first would write a whole dequantised copy of it. In
     ``release`` mode int8 x scale is rounded to bfloat16 first, since the release does that.
+
+    4-bit weights have a scale every few rows: a partial product for each would be many times the
+    weight's size. But 4-bit integer x scale is exact in bfloat16 (``quantize_int4``), so they are
+    scaled first, expert by expert: what is written of them is one expert's matrix at a time. A
+    kernel that scales what it has read does better.
     """
     if not isinstance(weight, QuantizedTensor):
         return numerics.einsum("...rk,...ko->...ro", x, weight)
-    if numerics.name != "bf16":
+    if weight.values.dtype == jnp.int4 and weight.values.ndim == 3:
+        return lax.map(lambda pair: matmul(pair[0], pair[1], numerics), (x, weight))
+    if numerics.name != "bf16" or weight.values.dtype == jnp.int4:
         dense = numerics.round(dequantize(weight)).astype(numerics.operand)
         return numerics.einsum("...rk,...ko->...ro", x, dense)
     values = weight.values.astype(numerics.operand)

@@ -1,5 +1,6 @@
 """Writing a chunk's part: whole or not at all, by the first writer only, with its provenance."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -8,6 +9,7 @@ import importlib.metadata
 import json
 import pathlib
 import threading
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +19,7 @@ from pipeline.claim import JOB
 from pipeline.counts import Counts
 from pipeline.elements import Answers
 from pipeline.footer import read_footer
+from pipeline.plan import read_chunks
 from pipeline.prepare import Job
 from pipeline.storage import Folder
 from schemas.error import INPUT_ERRORS
@@ -54,11 +57,27 @@ class Committed:
 
 
 class Tally:
-    """What this process has committed so far, for whoever watches it. Thread-safe."""
+    """What this process has committed so far, for whoever watches it. Thread-safe.
+
+    Attributes:
+      under_way: commits begun and not ended.
+    """
 
     def __init__(self) -> None:
         self._total = Counts()
         self._lock = threading.Lock()
+        self.under_way = 0
+
+    @contextlib.contextmanager
+    def commit(self) -> Iterator[None]:
+        """While a part is written."""
+        with self._lock:
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.under_way -= 1
 
     def add(self, counts: Counts) -> None:
         """So much more."""
@@ -89,16 +108,37 @@ def commit(job: Job, result: Answers) -> Committed:
         row, error = next(iter(result.errors.items()))
         where = f"row {chunk.first_row + row} of {chunk.file.path}"
         raise RowFailed(f"{where}: {error.sentence()}; --strict stops here")
-    check_owner(job)
+    with tally.commit():
+        check_owner(job)
+        first = job.folder.create(chunk.part_name, _parquet(job, result, table, counts))
+        if first:
+            _give_up_if_superseded(job, chunk.part_name)
+        else:
+            counts = read_counts(job.folder, chunk.part_name)
+    tally.add(counts)
+    return Committed(part=chunk.part_name, first=first, counts=counts)
+
+
+def _parquet(job: Job, result: Answers, table: pa.Table, counts: Counts) -> bytes:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table)
         writer.add_key_value_metadata(_metadata(job, result, counts))
-    first = job.folder.create(chunk.part_name, sink.getvalue().to_pybytes())
-    if not first:
-        counts = read_counts(job.folder, chunk.part_name)
-    tally.add(counts)
-    return Committed(part=chunk.part_name, first=first, counts=counts)
+    return sink.getvalue().to_pybytes()
+
+
+def _give_up_if_superseded(job: Job, part: str) -> None:
+    """Takes a part back that was written while another run took the folder over.
+
+    Its rows would stand there beside the new run's, and nobody looks for strays after Finalize. A
+    part that the new run has in its plan too is as good as its own, and may be counted on.
+    """
+    try:
+        check_owner(job)
+    except Superseded:
+        if part not in {chunk.part_name for chunk in read_chunks(job.folder)}:
+            job.folder.remove([part])
+        raise
 
 
 def count(result: Answers, table: pa.Table) -> Counts:

@@ -6,7 +6,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.ml.inference.base import RunInference
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 from apache_beam.runners.runner import PipelineResult
 
 from pipeline import plan
@@ -43,7 +43,10 @@ def build_pipeline(
 
 def wire(job: Job, beam_options: PipelineOptions | None = None) -> beam.Pipeline:
     """The pipeline of a job that ``prepare_job`` has checked."""
-    pipeline = make_pipeline(beam_options or local_options())
+    beam_options = beam_options or local_options()
+    setup = beam_options.view_as(SetupOptions)
+    setup.beam_plugins = [*(setup.beam_plugins or []), "pipeline.worker"]
+    pipeline = make_pipeline(beam_options)
     (
         pipeline
         | "ReadPrompts" >> ReadPrompts(job)

@@ -58,11 +58,17 @@ class Folder:
                 raise
         return True
 
-    def replace(self, name: str, data: bytes) -> None:
-        """Writes a file, whole, in place of another of its name."""
+    def replace(self, name: str, data: bytes, *, flush: bool = True) -> None:
+        """Writes a file, whole, in place of another of its name.
+
+        Args:
+          name: of the file.
+          data: its bytes.
+          flush: whether it must outlive the machine, not only the process.
+        """
         fs, path = files.split(self.at(name))
         if isinstance(fs, LocalFileSystem):
-            temporary = self._write_temporary(path, data)
+            temporary = self._write_temporary(path, data, flush)
             os.replace(temporary, path)
         else:
             fs.pipe_file(path, data, **_in_one_request(fs, data))
@@ -117,13 +123,14 @@ class Folder:
                 os.unlink(temporary)
         return True
 
-    def _write_temporary(self, path: str, data: bytes) -> str:
+    def _write_temporary(self, path: str, data: bytes, flush: bool = True) -> str:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = os.path.join(files.split(self.url)[1], TEMPORARY + uuid.uuid4().hex)
         with open(temporary, "xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         return temporary
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +31,10 @@ class HostTensor:
     def nbytes(self) -> int:
         """Bytes of both."""
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+ReadParts = Callable[[Tensor, int], Iterable[HostTensor]]
+"""Reads what each of so many devices holds of a tensor; see ``Checkpoint.read_parts``."""
 
 
 class Checkpoint(Protocol):

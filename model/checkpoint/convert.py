@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
+import ml_dtypes
 import numpy as np
 
 from model.checkpoint import files
-from model.checkpoint.base import Checkpoint, HostTensor
+from model.checkpoint.base import HostTensor, ReadParts
+from model.checkpoint.int4 import pack_int4
 from model.checkpoint.journal import Journal, Sums
+from model.checkpoint.recode import read_as
 from model.checkpoint.source import open_checkpoint
 from model.checkpoint.store import TOKENIZER, StoreCheckpoint
 from model.checkpoint.store_index import INDEX, StoreIndex, checksum
 from model.checkpoint.store_plan import BLOCK_BYTES, Piece, StoreFile, default_shards
 from model.memory import peak_bytes
-from model.params import Tensor, declare
 from model.tokenizer import Tokenizer
 from schemas.error import SetupError
 
@@ -100,15 +102,12 @@ def convert(
         {"kind": source.kind, "identity": source.identity()},
         {},
     )
-    if index.weights != source.weights:
-        raise SetupError(
-            f"{source.url} holds {source.weights} weights, of which no {index.weights} can be made"
-        )
+    read = read_as(source, index.weights)
     planned = index.files()
     started = time.perf_counter()
     journal = Journal(url, index, overwrite)
     resumed = len(journal.done)
-    _write_files(source, url, planned, journal, progress)
+    _write_files(read, url, planned, journal, progress)
     index = dataclasses.replace(index, checksums={f.name: journal.done[f.name] for f in planned})
     written = time.perf_counter()
     store = StoreCheckpoint(url, index)
@@ -134,7 +133,7 @@ def convert(
 
 
 def _write_files(
-    source: Checkpoint,
+    read: ReadParts,
     url: str,
     planned: list[StoreFile],
     journal: Journal,
@@ -149,7 +148,7 @@ def _write_files(
         sums: Sums = {}
         with files.open_write(files.join(url, file.name)) as out:
             out.write(file.header)
-            for piece, array in _arrays(source, file):
+            for piece, array in _arrays(read, file):
                 sums[piece.name] = _write_array(out, array)
         journal.add(file, sums)
         count.add(file)
@@ -158,13 +157,13 @@ def _write_files(
     files.in_parallel(write, rest, _WORKERS)
 
 
-def _arrays(source: Checkpoint, file: StoreFile) -> Iterator[tuple[Piece, np.ndarray]]:
+def _arrays(read: ReadParts, file: StoreFile) -> Iterator[tuple[Piece, np.ndarray]]:
     """The arrays of a file in the order of its pieces, each tensor's parts read once they are due.
 
     Parts come device by device, and of each device tensor by tensor: the readers take turns.
     """
     shards = 1 + max((piece.index or 0) for piece in file.pieces)
-    readers = {tensor: _parts(source, tensor, shards) for tensor in file.tensors}
+    readers = {tensor: iter(read(tensor, shards)) for tensor in file.tensors}
     part: HostTensor | None = None
     for piece in file.pieces:
         if piece.field == "values":
@@ -172,13 +171,10 @@ def _arrays(source: Checkpoint, file: StoreFile) -> Iterator[tuple[Piece, np.nda
             part = next(readers[piece.tensor])
         assert part is not None
         array = getattr(part, piece.field)
+        if array.dtype == ml_dtypes.int4:
+            array = pack_int4(array)
         assert (array.dtype, array.shape) == (piece.dtype, piece.shape), piece.name
         yield piece, array
-
-
-def _parts(source: Checkpoint, tensor: Tensor, shards: int) -> Iterator[HostTensor]:
-    declared = declare(source.config, source.weights)[tensor.param.name]
-    return iter(source.read_parts(Tensor(declared, tensor.layer), shards))
 
 
 def _write_array(out: BinaryIO, array: np.ndarray) -> str:

@@ -226,6 +226,7 @@ class Engine:
         """What the bits of a result depend on beside checkpoint and request."""
         plan, shapes = self._plan, self._plan.shapes
         return {
+            "weights": plan.layout.weights,
             "numerics": plan.numerics.name,
             "collectives": "ordered" if plan.ordered else "psum",
             "kv_cache_dtype": "int8" if plan.quantized_cache else "auto",

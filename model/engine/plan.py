@@ -1,6 +1,5 @@
 """From a model, options and a mesh to all that decides what is compiled."""
 
-import jax
 from jax.sharding import Mesh
 
 from model.config import Grok1Config
@@ -8,7 +7,7 @@ from model.engine.machine import describe_machine
 from model.engine.options import EngineOptions
 from model.engine.programs import Plan
 from model.engine.shapes import choose_shapes
-from model.layout import Layout, abstract_params, choose_layout
+from model.layout import Layout, abstract_params, choose_layout, held_bytes
 from model.numerics import MODES
 
 
@@ -33,8 +32,7 @@ def make_plan(
     """
     numerics = MODES[options.numerics]
     layout = layout or choose_layout(mesh.devices.flat[0].platform, numerics)
-    weights = jax.tree.leaves(abstract_params(config, mesh, numerics, layout))
-    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in weights)
+    nbytes = held_bytes(abstract_params(config, mesh, numerics, layout))
     return Plan(
         config,
         numerics,

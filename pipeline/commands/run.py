@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.checkpoint import files
-from pipeline.cli import FAILED, OK, ROW_ERRORS, Failed
+from pipeline import preemption
+from pipeline.cli import FAILED, INTERRUPTED, OK, ROW_ERRORS, Failed
 from pipeline.finalize import read_manifest
 from pipeline.options import GenerateOptions
 from pipeline.prepare import Job, prepare_job
@@ -33,6 +34,9 @@ def generate(
       SetupError: the job cannot be done as it stands.
       Failed: it ended before all rows were done.
     """
+    preemption.install(
+        "grok1: told to end; what is committed is kept, start the same command again to go on"
+    )
     job = prepare_job(options)
     print(terminal.set_up_line(job))
     counters: dict[str, int] = {}
@@ -101,6 +105,7 @@ def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]
     except KeyboardInterrupt:
         from pipeline import registry
 
+        preemption.leave_within(preemption.GRACE_SECONDS, INTERRUPTED)
         registry.shut_down()
         raise
     except Exception as error:

@@ -1,0 +1,189 @@
+"""Rows that may have killed a process: who was in the engine, who was there alone, what is saved.
+
+``_strikes/`` of the output holds, for each chunk under way:
+
+- ``PART.ATTEMPT.flight``: the rows in the engine, rewritten before more are let in. A process that
+  dies leaves it behind, which makes suspects of them, and no more than that.
+- ``PART.ATTEMPT.alone.ROW``: written before a suspect goes into the empty engine. Left behind by a
+  process that died, it is a strike. Two strikes, and the row is not tried again.
+- ``PART.ATTEMPT.saved.N``: answers of other rows, which later attempts need not ask again.
+
+All is removed when the chunk is committed. An attempt whose process is still there on this machine
+is no history: two runs of one job at once are not each other's dead.
+"""
+
+import dataclasses
+import json
+import threading
+import uuid
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import process
+from pipeline.storage import Folder
+
+STRIKES = "_strikes"
+"""The folder, below the output's."""
+
+_attempts: "weakref.WeakSet[Attempt]" = weakref.WeakSet()
+
+QUARANTINE = 2
+"""Strikes after which a row is not tried again."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History:
+    """What earlier attempts at a chunk left.
+
+    Attributes:
+      attempts: how many of them died, of those since the last start of the job.
+      suspects: row -> strikes.
+      saved: names of files with answers.
+    """
+
+    attempts: int = 0
+    suspects: dict[int, int] = dataclasses.field(default_factory=dict)
+    saved: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.suspects or self.saved)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The strikes of a job. Small and picklable.
+
+    Attributes:
+      output: the output folder.
+      start: names this start of the job.
+      attempts: how often its runner tries a chunk in one start; None if it does not try again.
+    """
+
+    output: Folder
+    start: str
+    attempts: int | None = None
+
+    @property
+    def folder(self) -> Folder:
+        """Where the records lie."""
+        return Folder(self.output.at(STRIKES))
+
+    def begin(self, part: str) -> "Attempt":
+        """A new attempt at a chunk, which knows of the earlier ones."""
+        return Attempt(self, part)
+
+    def forget(self, part: str) -> None:
+        """Removes all that is recorded of a chunk, once it is committed."""
+        folder = self.folder
+        folder.remove([name for name in folder.names() if name.startswith(f"{part}.")])
+
+    def parts(self) -> set[str]:
+        """Names of the parts of which something is recorded."""
+        return {name.rpartition(".parquet.")[0] + ".parquet" for name in self.folder.names()}
+
+
+class Attempt:
+    """One attempt at a chunk, by one thread; only ``pardon`` may come from another.
+
+    Attributes:
+      history: of the attempts before.
+      last: whether the runner will not try again if this one dies.
+    """
+
+    def __init__(self, ledger: Ledger, part: str) -> None:
+        self._ledger, self._folder = ledger, ledger.folder
+        self._prefix = f"{part}.{uuid.uuid4().hex[:12]}"
+        self._rows: list[int] = []
+        self._accused: int | None = None
+        self._pieces = 0
+        self._pardoned = False
+        self._lock = threading.Lock()
+        _attempts.add(self)
+        names = [name for name in self._folder.names() if name.startswith(f"{part}.")]
+        self.history = _history(self._folder, names, ledger.start) if names else History()
+        self.last = ledger.attempts is not None and self.history.attempts + 1 >= ledger.attempts
+
+    def admit(self, rows: Sequence[int]) -> None:
+        """Records that these rows are in the engine from now on, and no others of the chunk."""
+        self._rows = list(rows)
+        self._write("flight", {"rows": self._rows})
+
+    def accuse(self, row: int) -> None:
+        """Records that this row goes into the engine alone."""
+        self._accused = row
+        self._write(f"alone.{row}", {"rows": [row]})
+
+    def acquit(self) -> None:
+        """The row that was alone in the engine has its answer."""
+        self._folder.remove([f"{self._prefix}.alone.{self._accused}"])
+        self._accused = None
+
+    def save(self, data: bytes) -> None:
+        """Keeps answers for later attempts."""
+        self._folder.create(f"{self._prefix}.saved.{self._pieces}", data)
+        self._pieces += 1
+
+    def read(self, name: str) -> bytes:
+        """What ``save`` kept, by a name of ``history.saved``."""
+        data = self._folder.read(name)
+        if data is None:
+            raise FileNotFoundError(self._folder.at(name))
+        return data
+
+    def fail(self) -> None:
+        """The engine died, not the process: this attempt is history for the next all the same."""
+        if self._rows:
+            self._write("flight", {"rows": self._rows, "dead": True})
+        if self._accused is not None:
+            self._write(f"alone.{self._accused}", {"rows": [self._accused], "dead": True})
+
+    def end(self) -> None:
+        """Nothing of the chunk is in the engine any more, whether it was answered or given up."""
+        names = [f"{self._prefix}.flight"] if self._rows else []
+        if self._accused is not None:
+            names.append(f"{self._prefix}.alone.{self._accused}")
+        self._folder.remove(names)
+        self._rows, self._accused = [], None
+
+    def pardon(self) -> None:
+        """The process is about to be ended by others: none of the rows is to blame for that."""
+        with self._lock:
+            self._pardoned = True
+            self.end()
+
+    def _write(self, kind: str, record: dict[str, Any]) -> None:
+        record = {"process": process.identity(), "start": self._ledger.start, **record}
+        with self._lock:
+            if self._pardoned:
+                return
+            # A machine that dies takes the record along, and then no row is to blame.
+            self._folder.replace(f"{self._prefix}.{kind}", json.dumps(record).encode(), flush=False)
+
+
+def pardon_all() -> None:
+    """Pardons all attempts of this process."""
+    for attempt in list(_attempts):
+        attempt.pardon()
+
+
+def _history(folder: Folder, names: Sequence[str], start: str) -> History:
+    suspects: dict[int, int] = {}
+    dead: set[str] = set()
+    saved = []
+    for name in sorted(names):
+        attempt, kind = name.partition(".parquet.")[2].split(".")[:2]
+        if kind == "saved":
+            saved.append(name)
+            continue
+        data = folder.read(name)
+        if data is None:  # its chunk was committed, or the row acquitted, just now
+            continue
+        record = json.loads(data)
+        if not record.get("dead") and process.is_alive(record["process"]):
+            continue
+        if record["start"] == start:
+            dead.add(attempt)
+        for row in record["rows"]:
+            suspects[row] = suspects.get(row, 0) + (kind == "alone")
+    return History(attempts=len(dead), suspects=suspects, saved=tuple(saved))

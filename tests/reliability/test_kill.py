@@ -1,0 +1,118 @@
+"""A process that dies: what it had done is kept, and the next start does the rest to the bit."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.storage import Folder
+from tests.reliability import runs
+from tests.reliability.killed import PHASES
+
+GROK1 = ["-c", "import sys; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"]
+ROWS = 96
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> str:
+    """Two files, some of whose rows are errors, of different prompts and lengths."""
+    folder = tmp_path_factory.mktemp("in")
+    columns = runs.prompts(ROWS - 30)
+    columns["prompt_token_ids"][7] = []
+    columns["prompt_token_ids"][21] = [10**6]
+    runs.write(folder / "a.parquet", columns, row_group_size=20)
+    runs.write(folder / "b.parquet", runs.prompts(30, first=ROWS))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs, tmp_path_factory) -> str:
+    """The output of a run that nothing happened to."""
+    output = str(tmp_path_factory.mktemp("undisturbed") / "out")
+    assert runs.generate(inputs, output) == 3
+    return output
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Of the processes: they find the source, and compile what the first has compiled no more."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def _run(how: list[str], inputs: str, output: str, environment, *more: str):
+    command = [sys.executable, *how, *runs.arguments(inputs, output, *more)]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=800, cwd=ROOT
+    )
+
+
+MOMENTS = [(phase, seed) for phase in PHASES for seed in range(4)]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("phase", "seed"),
+    [
+        pytest.param(*moment, marks=[] if moment == ("decode", 0) else pytest.mark.slow)
+        for moment in MOMENTS
+    ],
+)
+def test_killed_and_started_again(phase, seed, inputs, undisturbed, environment, tmp_path):
+    output = str(tmp_path / "out")
+    killed = _run(["-m", "tests.reliability.killed", phase, str(seed)], inputs, output, environment)
+    assert killed.returncode == -9, killed.stderr
+    assert "killed" in killed.stdout
+    done = len(runs.part_names(output))
+    resumed = _run(GROK1, inputs, output, environment)
+    assert resumed.returncode == 3, resumed.stderr
+    if done:
+        assert f"{done} of them done" in resumed.stdout
+    assert runs.fingerprint(output) == runs.fingerprint(undisturbed)
+    same = ("rows_in", "succeeded", "errored", "rows_out", "errors", "finish_reasons")
+    assert {k: runs.manifest(output)[k] for k in same} == {
+        k: runs.manifest(undisturbed)[k] for k in same
+    }
+    assert not [name for name in os.listdir(output) if name.startswith("_tmp")]
+
+
+def test_told_to_end(inputs, undisturbed, environment, tmp_path):
+    """SIGTERM in the midst of decoding: gone soon, with one sentence, and nobody is a suspect."""
+    output = str(tmp_path / "out")
+    how = ["-m", "tests.reliability.killed", "decode", "1"]
+    ended = _run(how, inputs, output, {**environment, "SIGNAL": "SIGTERM"})
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert "killed" in ended.stdout
+    assert ended.stderr.count("told to end") == 1
+    assert "Traceback" not in ended.stderr
+    assert Folder(output).names().get("_SUCCESS") is None
+    assert Folder(f"{output}/_strikes").names() == {}
+    assert runs.generate(inputs, output) == 3
+    assert runs.fingerprint(output) == runs.fingerprint(undisturbed)
+
+
+def test_a_store_that_hangs_does_not_keep_a_process_that_is_told_to_end(environment):
+    """Bounded whatever happens: here, what would settle affairs never returns."""
+    code = (
+        "import os, signal, threading, time\n"
+        "from pipeline import preemption, strikes\n"
+        "preemption.GRACE_SECONDS = 1.0\n"
+        "strikes.pardon_all = threading.Event().wait\n"
+        "preemption.install('ending')\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(600)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, timeout=120
+    )
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stderr == b"ending\n"
