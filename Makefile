@@ -77,6 +77,24 @@ aot: $(VENV)-aot/.made  ## make .venv-aot, where grok1 fit compiles for TPUs and
 test-aot: aot  ## compile the full model for TPUs and GPUs (half an hour)
 	$(VENV)-aot/bin/python -m pytest -m 'slow or not slow' tests/model/test_fit.py tests/model/test_aot.py
 
+.PHONY: dataflow
+dataflow: setup-dev  ## run on Dataflow: make dataflow ARGS='--machine v5p-4 --project …'
+	$(BIN)/grok1 generate --runner=DataflowRunner $(ARGS)
+
+.PHONY: image
+image: setup  ## build and push the worker image: MACHINE=v5p-4 IMAGE=…/grok1:TAG
+	docker build --file deploy/Dockerfile $(shell $(BIN)/python -m pipeline.dataflow.image $(MACHINE)) --tag $(IMAGE) .
+	docker push $(IMAGE)
+
+.PHONY: template
+template: setup  ## write the Flex Template: TEMPLATE=gs://…/grok1.json IMAGE=…
+	$(BIN)/python -m pipeline.dataflow.template
+	gcloud dataflow flex-template build $(TEMPLATE) --image=$(IMAGE) --sdk-language=PYTHON --metadata-file=deploy/metadata.json
+
+.PHONY: run-template
+run-template:  ## start a job from it: TEMPLATE=… REGION=… PARAMETERS=input=…,output=…
+	gcloud dataflow flex-template run grok1-$(shell date +%Y%m%d-%H%M%S) --template-file-gcs-location=$(TEMPLATE) --region=$(REGION) --parameters=$(PARAMETERS)
+
 .PHONY: lint
 lint: setup-dev  ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -88,12 +106,15 @@ format: setup-dev  ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate pyproject.toml
+
 .PHONY: lock
 lock: setup-dev  ## choose dependencies anew and write the lock files
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra s3 --extra gcs --extra report --extra train --extra gguf --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra lm-eval --extra dev -c requirements-dev.lock pyproject.toml -o requirements-lm-eval.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra aot --extra dev -c requirements-dev.lock pyproject.toml -o requirements-aot.lock
+	$(COMPILE) --universal --extra s3 --extra gcs --extra report -o requirements.lock
+	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra dataflow --extra train --extra gguf --extra dev -c requirements.lock -o requirements-dev.lock
+	for kind in tpu gpu; do $(COMPILE) --python-platform x86_64-manylinux_2_36 --extra gcs --extra dataflow --extra $$kind -c requirements-dev.lock -o deploy/requirements-$$kind.lock || exit 1; done
+	$(COMPILE) --universal --extra lm-eval --extra dev -c requirements-dev.lock -o requirements-lm-eval.lock
+	$(COMPILE) --universal --extra aot --extra dev -c requirements-dev.lock -o requirements-aot.lock
 
 .PHONY: clean
 clean:  ## remove what these targets made

@@ -1,0 +1,9 @@
+"""What a Flex Template's launcher runs: `grok1 generate` with the template's parameters."""
+
+import sys
+
+from pipeline.cli import main
+from pipeline.dataflow.template import command
+
+if __name__ == "__main__":
+    sys.exit(main(command(sys.argv[1:])))
