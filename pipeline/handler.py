@@ -7,8 +7,9 @@ from typing import Any
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
+from model.checkpoint import files
 from model.engine.options import EngineOptions, EngineStats
-from pipeline import registry
+from pipeline import health, registry
 from pipeline.elements import Answers, Questions
 
 NAMESPACE = "grok1"
@@ -63,14 +64,15 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
         except Exception:
             registry.discard(held)
             raise
-        gain = held.advance()
+        gain, seconds = held.advance(), time.monotonic() - started
         _count_engine(gain)
+        health.report(NAMESPACE, model.name, seconds, gain, held.engine.device_memory())
         return [
             batch.answered(
                 outputs,
                 has_text=held.engine.tokenizer is not None,
                 engine=held.engine.provenance(),
-                seconds=time.monotonic() - started,
+                seconds=seconds,
                 decode_rows=gain.decode_rows,
                 decode_rows_used=gain.decode_rows_used,
             )
@@ -98,6 +100,11 @@ class EngineHandle:
 
     def __init__(self, settings: registry.EngineSettings) -> None:
         self._settings = settings
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name, for logs."""
+        return files.basename(self._settings.checkpoint)
 
     def acquire(self) -> registry.Held:
         """The engine; the first caller loads it while the others wait."""

@@ -222,6 +222,13 @@ class Engine:
             **dataclasses.asdict(self._loop.counters),
         )
 
+    def device_memory(self) -> int:
+        """Bytes in use on the fullest device; 0 where devices do not tell."""
+        used = [
+            (d.memory_stats() or {}).get("bytes_in_use", 0) for d in self._plan.mesh.local_devices
+        ]
+        return max(used)
+
     def provenance(self) -> dict[str, str]:
         """What the bits of a result depend on beside checkpoint and request."""
         plan, shapes = self._plan, self._plan.shapes
