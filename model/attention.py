@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.config import Grok1Config
+from model.kernels.cpu import attention as kernels
 from model.numerics import Numerics
-from model.paged_cache import Page, PagedCache
+from model.paged_cache import Page, PagedCache, Place
 from model.trees import Leaf
 
 
@@ -38,15 +39,39 @@ class Queries:
     blocks: Leaf
 
 
+def phases(positions: jax.Array, size: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [T, N / 2] by which the halves of a head of ``size`` N are rotated."""
+    half = size // 2
+    exponents = jnp.arange(half, dtype=jnp.float32) / half
+    frequencies = 1.0 / jnp.float32(base) ** exponents
+    phase = positions.astype(jnp.float32)[:, None] * frequencies
+    return jnp.cos(phase), jnp.sin(phase)
+
+
 def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
     """Rotary embedding of x [T, heads, N] in float32; halves rotate, not pairs."""
     half = x.shape[-1] // 2
-    exponents = jnp.arange(half, dtype=jnp.float32) / half
-    frequencies = 1.0 / jnp.float32(base) ** exponents
-    phase = positions.astype(jnp.float32)[:, None, None] * frequencies
-    cos, sin = jnp.cos(phase), jnp.sin(phase)
+    cos, sin = (p[:, None] for p in phases(positions, x.shape[-1], base))
     low, high = x[..., :half], x[..., half:]
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def rotate_and_write(
+    cache: PagedCache,
+    layer: jax.Array,
+    at: Place,
+    heads: jax.Array,
+    positions: jax.Array,
+    config: Grok1Config,
+) -> tuple[jax.Array, PagedCache]:
+    """For a packed cache: rotated queries [T, H, N], and the cache with keys and values at ``at``.
+
+    ``heads`` [T, (H + 2 K) N] float32 are those of queries, keys and values side by side.
+    """
+    cos, sin = phases(positions, config.key_size, config.rope_base)
+    arrays = (cos, sin, at.page, at.offset, layer, cache.keys, cache.values)
+    query, keys, values = kernels.store(heads, *arrays)
+    return query, dataclasses.replace(cache, keys=keys, values=values)
 
 
 def attention(
@@ -57,10 +82,15 @@ def attention(
     config: Grok1Config,
     numerics: Numerics,
 ) -> jax.Array:
-    """Attends [T, H, N] queries to their sequences' cached keys and values -> [T, H * N] float32.
+    """Attends [T, H, N] queries to their sequences' cached keys and values -> [T, H * N].
+
+    In float32, or in the bfloat16 of the product after it where the cache is packed.
 
     Own keys and values must have been written before. Rows that ``queries`` leaves out are zero.
     """
+    if cache.packed:
+        where = (queries.rows, queries.positions, queries.pages)
+        return kernels.attention(query, cache.keys, cache.values, layer, *where, config)
     _, heads, size = query.shape
     kv_heads = cache.keys.shape[2]
     padded = jnp.concatenate([query, jnp.zeros((1, heads, size), query.dtype)])

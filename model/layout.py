@@ -5,9 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.config import Grok1Config
+from model.engine.options import EngineOptions
+from model.kernels.cpu import attention, library, products
+from model.kernels.cpu.products import PackedTensor
 from model.numerics import Numerics
 from model.params import MODEL, Param, declare
 from model.quantization import QuantizedTensor
@@ -24,12 +27,14 @@ class Layout:
       quantized: weights stay integers; else they are held as what enters the product.
       values: dtype of 8-bit integers that stay.
       weights: what the checkpoint stores, one of ``params.WEIGHTS``.
+      packed: weights of products lie in the order in which the CPU kernels read them.
     """
 
     stacked: bool
     quantized: bool
     values: jnp.dtype
     weights: str = "int8"
+    packed: bool = False
 
     def integers(self, param: Param) -> jnp.dtype | None:
         """What a weight's integers are held as; None if it is held as what enters the product.
@@ -44,17 +49,34 @@ class Layout:
         return self.values
 
 
-def choose_layout(platform: str, numerics: Numerics, weights: str = "int8") -> Layout:
+def choose_layout(
+    platform: str, numerics: Numerics, weights: str = "int8", packed: bool = False
+) -> Layout:
     """Accelerators keep integers, stacked: memory is what they lack.
 
     A CPU copies a layer out of a stack before it multiplies, and has no product of bfloat16 with
     int8; there layers stand apart, and integers are held as bfloat16, which is exact, or, where the
-    mode multiplies by scales first, as that product.
+    mode multiplies by scales first, as that product; ``packed`` if ``kernels_fit``.
     """
     if platform != "cpu":
         return Layout(True, quantized=True, values=jnp.dtype(jnp.int8), weights=weights)
     held = jnp.dtype(jnp.bfloat16)
-    return Layout(False, quantized=numerics.name == "bf16", values=held, weights=weights)
+    fast = numerics.name == "bf16"
+    return Layout(False, quantized=fast, values=held, weights=weights, packed=packed and fast)
+
+
+def kernels_fit(config: Grok1Config, options: EngineOptions, mesh: Mesh) -> bool:
+    """Whether the CPU kernels can be used: they know the ``bf16`` mode alone, and one device."""
+    return (
+        options.kernels == "auto"
+        and options.numerics == "bf16"
+        and options.kv_cache_dtype == "auto"
+        and mesh.size == 1
+        and mesh.devices.flat[0].platform == "cpu"
+        and products.packable(config)
+        and attention.fits(config, options.block_size)
+        and library.load()
+    )
 
 
 def param_specs(config: Grok1Config, layout: Layout) -> Params:
@@ -62,16 +84,20 @@ def param_specs(config: Grok1Config, layout: Layout) -> Params:
 
     def spec(param: Param) -> Any:
         lead = (None,) if layout.stacked and param.per_layer else ()
-        whole = jax.sharding.PartitionSpec(*lead, *weight_spec(param))
+        whole = PartitionSpec(*lead, *weight_spec(param))
+        if layout.packed and param.quantized:
+            return PackedTensor(PartitionSpec(), PartitionSpec())
         if layout.integers(param) is None:
             return whole
-        return QuantizedTensor(whole, jax.sharding.PartitionSpec(*lead, *scales_spec(param)))
+        return QuantizedTensor(whole, PartitionSpec(*lead, *scales_spec(param)))
 
     declared = declare(config, layout.weights)
     layer = {name: spec(p) for name, p in declared.items() if p.per_layer}
     specs: Params = {name: spec(p) for name, p in declared.items() if not p.per_layer}
     specs["layers"] = layer if layout.stacked else (layer,) * config.num_layers
     specs["head"] = specs["embedding"]
+    if layout.packed:
+        specs["head"] = PackedTensor(PartitionSpec(), PartitionSpec())
     return specs
 
 
@@ -81,6 +107,8 @@ def abstract_params(config: Grok1Config, mesh: Mesh, numerics: Numerics, layout:
     def describe(param: Param) -> Any:
         lead = (config.num_layers,) if layout.stacked and param.per_layer else ()
         integers = layout.integers(param)
+        if layout.packed and param.quantized:
+            return _packed(param.shape, 1 if integers is None else param.groups)
         if integers is None:
             return lead + param.shape, weight_dtype(param, numerics)
         scales = lead + scales_shape(param, mesh.shape[MODEL])
@@ -91,12 +119,19 @@ def abstract_params(config: Grok1Config, mesh: Mesh, numerics: Numerics, layout:
     tree: Params = {name: describe(p) for name, p in declared.items() if not p.per_layer}
     tree["layers"] = layer if layout.stacked else (layer,) * config.num_layers
     tree["head"] = (declared["embedding"].shape, numerics.operand)
+    if layout.packed:
+        tree["head"] = _packed((config.emb_size, config.vocab_size), 1)
     return jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(*leaf, sharding=NamedSharding(mesh, spec)),
         tree,
         param_specs(config, layout),
         is_leaf=lambda x: type(x) is tuple and len(x) == 2 and type(x[0]) is tuple,
     )
+
+
+def _packed(shape: tuple[int, ...], groups: int) -> PackedTensor:
+    values, scales = products.packed_shapes(shape, groups)
+    return PackedTensor((values, jnp.dtype(jnp.bfloat16)), (scales, jnp.dtype(jnp.float32)))
 
 
 def weight_dtype(param: Param, numerics: Numerics) -> jnp.dtype:

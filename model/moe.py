@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.config import Grok1Config
+from model.kernels.cpu import products
+from model.kernels.cpu.products import PackedTensor
 from model.numerics import Numerics
 from model.quantization import Weight, matmul
 from model.stack import OfStack
@@ -78,6 +80,9 @@ def mixture(
       block_rows: rows that an expert computes a round.
       numerics: the mode.
     """
+    if isinstance(layer["gate"], PackedTensor):
+        weights = [layer[name] for name in EXPERTS]
+        return products.mixture(x, routing.experts, routing.gates, live, weights)
     tokens, chosen = routing.experts.shape
     experts = layer["router"].shape[-1]
     pairs = tokens * chosen

@@ -56,12 +56,14 @@ class PagedCache:
       values: the same.
       key_scales: [L, pages, K, C] float32 factors of int8 keys; None for others.
       value_scales: the same for values.
+      packed: whether a page's insides are in the order of the CPU kernels, which alone know it.
     """
 
     keys: Leaf
     values: Leaf
     key_scales: Leaf = None
     value_scales: Leaf = None
+    packed: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def block_size(self) -> int:

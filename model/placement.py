@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.checkpoint.base import HostTensor, ReadParts
 from model.config import Grok1Config
+from model.kernels.cpu.products import pack
 from model.layout import Layout, scales_dtype, scales_shape, weight_dtype
 from model.numerics import MODES, Numerics
 from model.params import MODEL, Param, Tensor, tensors
@@ -66,6 +67,8 @@ def load_params(
         progress(sum(part.nbytes for part in parts))
     params["layers"] = layers[0] if layout.stacked else tuple(layers)
     params["head"] = _cast(params["embedding"], numerics.operand)
+    if layout.packed:
+        params["head"] = pack(params["head"].T)
     return jax.block_until_ready(params)
 
 
@@ -119,7 +122,10 @@ def _place(
     scales = [part.scales.astype(dtype) for part in parts if part.scales is not None]
     weight = QuantizedTensor(values, _put(scales, axis, shape, mesh, scales_spec(param)))
     if integers is None:
-        return _dequantize(weight, numerics.name)
+        dense = _dequantize(weight, numerics.name)
+        return pack(dense) if layout.packed else dense
+    if layout.packed:
+        return pack(weight.values, weight.scales)
     return QuantizedTensor(_cast(weight.values, integers), weight.scales)
 
 

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.attention import Queries, attention, rotary
+from model.attention import Queries, attention, rotary, rotate_and_write
 from model.config import Grok1Config
+from model.kernels.cpu import products
+from model.kernels.cpu.products import PackedTensor
 from model.moe import EXPERTS, Routing, mixture, route, router_logits
 from model.numerics import Numerics
 from model.paged_cache import PagedCache, Place
@@ -33,6 +35,8 @@ Params = dict[str, Any]
 """``embedding`` [V, D], the same as ``head`` in the precision of products, ``final_norm`` [D], and
 ``layers``: a tuple of ``Layer``, or one ``Layer`` whose arrays have a leading axis L and which a
 loop walks through."""
+Head = jax.Array | PackedTensor
+"""The tied embedding as the output layer reads it, [v, D], or packed: [D, v]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +130,12 @@ def transformer_layer(
 
     def project(hidden, positions):
         x = exchange.gather_rows(norm(hidden, "attn_norm").astype(numerics.operand))
+        weights = [layer[name] for name in ("query", "key", "value")]
+        if cache.packed:
+            return products.matmul(x, *weights)
         heads = [
-            numerics.round(matmul(x, layer[name], numerics)).reshape(len(x), -1, config.key_size)
-            for name in ("query", "key", "value")
+            numerics.round(matmul(x, w, numerics)).reshape(len(x), -1, config.key_size)
+            for w in weights
         ]
         query, key = (numerics.round(rotary(h, positions, config.rope_base)) for h in heads[:2])
         return tuple(h.astype(numerics.operand) for h in (query, key, heads[2]))
@@ -147,8 +154,12 @@ def transformer_layer(
         output = numerics.round(exchange.sum_to_own_rows(summand))
         return numerics.round(hidden + norm(output, "moe_post_norm"))
 
-    query, key, value = tiled(net, rows, project, hidden, rows.positions)
-    cache = cache.write(index, rows.place, key, value)
+    heads = tiled(net, rows, project, hidden, rows.positions)
+    if cache.packed:
+        query, cache = rotate_and_write(cache, index, rows.place, heads, rows.positions, config)
+    else:
+        query, key, value = heads
+        cache = cache.write(index, rows.place, key, value)
     mixed = attention(query, cache, index, queries, config, numerics)
     hidden, x, experts, gates = tiled(net, rows, after_attention, hidden, mixed)
     summand = mixture(x, Routing(experts, gates), rows.live, layer, net.expert_rows, numerics)
@@ -174,12 +185,22 @@ def final_hidden(net: Network, params: Params, hidden: jax.Array) -> jax.Array:
     return net.collectives.gather_rows(x.astype(net.numerics.operand))
 
 
-def head(net: Network, x: jax.Array, table: jax.Array) -> jax.Array:
+def head(net: Network, x: jax.Array, table: Head) -> jax.Array:
     """Logits [R, v] float32 over the v rows of the tied embedding that ``table`` holds."""
     numerics = net.numerics
-    logits = numerics.round(numerics.einsum("rd,vd->rv", x, table))
+    if isinstance(table, PackedTensor):
+        logits = products.matmul(x, table)
+    else:
+        logits = numerics.round(numerics.einsum("rd,vd->rv", x, table))
     scale = numerics.round(jnp.float32(net.config.output_multiplier_scale))
     return numerics.round(logits * scale)
+
+
+def slice_head(table: Head, start: jax.Array, count: int) -> Head:
+    """Tokens [start, start + count) of a table; both multiples of 16 where it is packed."""
+    if isinstance(table, PackedTensor):
+        return table.columns(start, count)
+    return lax.dynamic_slice_in_dim(table, start, count)
 
 
 def tiled(net: Network, rows: TokenRows, function: Callable, *arrays: jax.Array) -> Any:

@@ -116,6 +116,7 @@ class JobOptions:
             "numerics": self.engine.numerics,
             "collectives": self.engine.collectives,
             "kv_cache_dtype": self.engine.kv_cache_dtype,
+            "kernels": self.engine.kernels,
             "numerics_version": NUMERICS_VERSION,
             "schema_version": SCHEMA_VERSION,
         }

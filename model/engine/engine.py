@@ -240,6 +240,7 @@ class Engine:
             "slots": str(shapes.rows),
             "block_size": str(shapes.block_size),
             "max_context": str(shapes.max_context),
+            "kernels": "avx512_bf16" if plan.layout.packed else "plain",
             **versions(plan.mesh),
         }
 

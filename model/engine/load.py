@@ -12,7 +12,7 @@ from model.config import Grok1Config
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
 from model.engine.programs import CompiledSteps, Plan
-from model.layout import Layout, choose_layout
+from model.layout import Layout, choose_layout, kernels_fit
 from model.numerics import MODES
 from model.placement import load_params
 from model.sharding import make_mesh
@@ -41,8 +41,10 @@ def load(
     checkpoint.verify()
     vocabulary = _load_tokenizer(tokenizer or checkpoint.tokenizer_url, checkpoint.config)
     mesh = make_mesh(options.devices, checkpoint.config, list(devices or jax.devices()))
-    platform = mesh.devices.flat[0].platform
-    layout = layout or choose_layout(platform, MODES[options.numerics], checkpoint.weights)
+    if layout is None:
+        packed = kernels_fit(checkpoint.config, options, mesh)
+        platform = mesh.devices.flat[0].platform
+        layout = choose_layout(platform, MODES[options.numerics], checkpoint.weights, packed)
     plan = make_plan(checkpoint.config, options, mesh, layout)
     compiled = CompiledSteps(plan)
     with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:

@@ -9,8 +9,11 @@ NUMERICS = ("release", "bf16", "float32")
 activations, quantised weights with scales after the product, and float32 sums; ``float32`` is for
 tests and truth."""
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Bumped by hand when a change of the code changes the bits of a result."""
+
+KERNELS = ("auto", "plain")
+"""Whether a backend's own kernels are used where they can be, or XLA's products everywhere."""
 
 COLLECTIVES = ("ordered", "psum")
 """How partial sums of devices meet: in rank order (bitwise the same for every row), or psum."""
@@ -33,6 +36,7 @@ class EngineOptions:
       devices: devices of the tensor-parallel mesh, 1, 2, 4 or 8.
       collectives: one of ``COLLECTIVES``.
       kv_cache_dtype: one of ``KV_CACHE_DTYPES``.
+      kernels: one of ``KERNELS``.
       prefill_rows: prompt tokens of one prefill step.
       steps_per_round: decode steps on the device between two looks of the host.
     """
@@ -45,6 +49,7 @@ class EngineOptions:
     devices: int | None = None
     collectives: str = "ordered"
     kv_cache_dtype: str = "auto"
+    kernels: str = "auto"
     prefill_rows: int | None = None
     steps_per_round: int | None = None
 
@@ -53,6 +58,7 @@ class EngineOptions:
             ("numerics", NUMERICS),
             ("collectives", COLLECTIVES),
             ("kv_cache_dtype", KV_CACHE_DTYPES),
+            ("kernels", KERNELS),
         ):
             value = getattr(self, name)
             if value not in allowed:

@@ -70,7 +70,7 @@ class Plan:
         """The cache is split by KV heads."""
         vectors = PartitionSpec(None, None, MODEL, None, None)
         scales = PartitionSpec(None, None, MODEL, None) if self.quantized_cache else None
-        return PagedCache(vectors, vectors, scales, scales)
+        return PagedCache(vectors, vectors, scales, scales, self.layout.packed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,7 @@ def abstract_cache(plan: Plan) -> PagedCache:
     dtype = jnp.int8 if plan.quantized_cache else plan.numerics.operand
     vectors = _abstract((*shape, c.key_size), dtype, plan.mesh, specs.keys)
     if not plan.quantized_cache:
-        return PagedCache(vectors, vectors)
+        return PagedCache(vectors, vectors, packed=plan.layout.packed)
     scales = _abstract(shape, jnp.float32, plan.mesh, specs.key_scales)
     return PagedCache(vectors, vectors, scales, scales)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.transformer import Network, head
+from model.transformer import Head, Network, head, slice_head
 from model.trees import Leaf
 from schemas.sampling import MAX_LOGPROBS
 
@@ -61,9 +61,7 @@ class Scores:
     top_logprobs: Leaf
 
 
-def judge(
-    net: Network, table: jax.Array, x: jax.Array, targets: jax.Array, wanted: jax.Array
-) -> Scores:
+def judge(net: Network, table: Head, x: jax.Array, targets: jax.Array, wanted: jax.Array) -> Scores:
     """Scores R targets.
 
     Args:
@@ -142,7 +140,7 @@ def judge(
 
 
 def _each_block(
-    net: Network, table: jax.Array, x: jax.Array, first: jax.Array, add: Callable, state: Any
+    net: Network, table: Head, x: jax.Array, first: jax.Array, add: Callable, state: Any
 ) -> Any:
     """Folds ``add(logits [R, W], tokens [W], state)`` over this device's part of the vocabulary.
 
@@ -157,7 +155,7 @@ def _each_block(
         # On a CPU a slice of bfloat16 is one of float32 in truth. The barrier keeps that in here,
         # where it makes a block of float32; else a copy of the whole table would precede the loop.
         part, start = lax.optimization_barrier((table, start))
-        logits = head(net, x, lax.dynamic_slice_in_dim(part, start, size))
+        logits = head(net, x, slice_head(part, start, size))
         return add(jnp.where(at >= i * size, logits, -jnp.inf), first + at, state)
 
     return lax.fori_loop(0, -(-len(table) // size), body, state)

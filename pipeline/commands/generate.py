@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from model.engine.options import COLLECTIVES, KV_CACHE_DTYPES, NUMERICS, EngineOptions
+from model.engine.options import COLLECTIVES, KERNELS, KV_CACHE_DTYPES, NUMERICS, EngineOptions
 from pipeline.options import BOS, OVER_LENGTH, GenerateOptions
 from schemas.error import SetupError
 from schemas.sampling import MAX_LOGPROBS, InvalidParameter, SamplingParams
@@ -196,6 +196,12 @@ def _add_engine(group: Any) -> None:
     )
     add("--devices", type=int, metavar="N", help="accelerators to use: 1, 2, 4 or 8")
     add("--collectives", choices=COLLECTIVES, default=default.collectives, help="(%(default)s)")
+    add(
+        "--kernels",
+        choices=KERNELS,
+        default=default.kernels,
+        help="plain: no kernels but XLA's own, as on any machine (%(default)s)",
+    )
 
 
 def options_of(given: argparse.Namespace) -> GenerateOptions:
@@ -222,6 +228,7 @@ def options_of(given: argparse.Namespace) -> GenerateOptions:
             max_context=given.max_context,
             devices=given.devices,
             collectives=given.collectives,
+            kernels=given.kernels,
             kv_cache_dtype=given.kv_cache_dtype,
         ),
         columns=_pairs("--columns", given.columns),

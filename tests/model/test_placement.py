@@ -38,9 +38,10 @@ def loaded(url: str, weights: str, numerics: str, layout: Layout):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("numerics", ["bf16", "float32"])
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "cpu packed", "tpu"])
 def test_what_is_loaded_is_what_was_described(small, weights, numerics, platform):
-    layout = choose_layout(platform, MODES[numerics], weights)
+    platform, _, packed = platform.partition(" ")
+    layout = choose_layout(platform, MODES[numerics], weights, bool(packed))
     params, described = loaded(small, weights, numerics, layout)
     assert jax.tree.structure(params) == jax.tree.structure(described)
     for found, expected in zip(jax.tree.leaves(params), jax.tree.leaves(described), strict=True):

@@ -122,13 +122,12 @@ class Forward:
         numerics = MODES["float32"]
         config = config or checkpoint.config
         mesh = make_mesh(1, config, jax.devices())
-        shapes = choose_shapes(
-            config,
-            EngineOptions(prefill_rows=128),
-            Machine(platform="cpu", devices=1, cache_bytes=1 << 26),
-        )
-        self.plan = Plan(config, numerics, layout.choose_layout("cpu", numerics), shapes, mesh)
-        params = load_params(checkpoint.read_parts, config, mesh, numerics, self.plan.layout)
+        options = EngineOptions(numerics="float32", prefill_rows=128)
+        machine = Machine(platform="cpu", devices=1, cache_bytes=1 << 26)
+        shapes = choose_shapes(config, options, machine)
+        weights = layout.choose_layout("cpu", numerics)
+        self.plan = Plan(config, numerics, weights, shapes, mesh)
+        params = load_params(checkpoint.read_parts, config, mesh, numerics, weights)
         self.params = change(params)
         self.step = jax.jit(self.logits)
 

@@ -33,16 +33,17 @@ class Steps:
         checkpoint = open_checkpoint(str(GOLDEN))
         mode = MODES[numerics]
         mesh = make_mesh(1, checkpoint.config, jax.devices())
+        options = EngineOptions(numerics=numerics, slots=24, prefill_rows=96, block_size=SIZE)
         shapes = choose_shapes(
             checkpoint.config,
-            EngineOptions(numerics=numerics, slots=24, prefill_rows=96, block_size=SIZE),
+            options,
             Machine(platform="cpu", devices=1, cache_bytes=1 << 27),
         )
         shapes = dataclasses.replace(shapes, tile_rows=8, prefill_tile_rows=32)
-        self.plan = Plan(checkpoint.config, mode, layout.choose_layout("cpu", mode), shapes, mesh)
-        self.params = load_params(
-            checkpoint.read_parts, checkpoint.config, mesh, mode, self.plan.layout
-        )
+        packed = layout.kernels_fit(checkpoint.config, options, mesh)
+        weights = layout.choose_layout("cpu", mode, packed=packed)
+        self.plan = Plan(checkpoint.config, mode, weights, shapes, mesh)
+        self.params = load_params(checkpoint.read_parts, checkpoint.config, mesh, mode, weights)
         rng = np.random.default_rng(0)
         self.cache = jax.tree.map(
             lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), abstract_cache(self.plan)

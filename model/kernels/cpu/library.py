@@ -1,0 +1,123 @@
+"""Compiles the kernels for this machine, once, and makes them known to XLA.
+
+``python -m model.kernels.cpu.library`` does so ahead of the first run.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxlib
+
+HANDLERS = ("matmul", "mixture", "store", "attention")
+
+_FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread")
+_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma")
+"""What the CPU must have, by the kernel's names, which without ``_`` are the compiler's too."""
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def load() -> bool:
+    """Whether the kernels can be used here; compiles them if that has not been done."""
+    reason = _unfit()
+    if reason is None:
+        try:
+            _register(_built())
+            return True
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = str(error)
+    _log.info("CPU kernels are not used: %s", reason)
+    return False
+
+
+def _unfit() -> str | None:
+    if missing := [name for name in _FEATURES if name not in _cpu_flags()]:
+        return f"this CPU lacks {', '.join(missing)}"
+    if _compiler() is None:
+        return "there is no C++ compiler (g++, clang++ or $CXX)"
+    return None
+
+
+def _cpu_flags() -> list[str]:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:
+        return []
+
+
+def _compiler() -> str | None:
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def _built() -> Path:
+    """The library's file, compiled unless this source has been by this compiler."""
+    folder = Path(__file__).parent
+    sources = sorted(folder.glob("*.cc"))
+    compiler = _compiler()
+    assert compiler is not None
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    choices = [jaxlib.__version__, platform.machine(), *_FLAGS, *_FEATURES]
+    texts = [path.read_bytes() for path in [*sources, *sorted(folder.glob("*.h"))]]
+    digest = hashlib.blake2b(digest_size=12)
+    for fact in [version, *map(str.encode, choices), *texts]:
+        digest.update(len(fact).to_bytes(8, "little") + fact)
+    library = _cache_folder() / f"kernels-{digest.hexdigest()}.so"
+    if not library.exists():
+        _compile(compiler, sources, library)
+    return library
+
+
+def _cache_folder() -> Path:
+    """A folder that nobody else can write to: what lies there is run."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "grok1-batch"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="grok1-"))
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return Path(tempfile.mkdtemp(prefix="grok1-"))
+    return folder
+
+
+def _compile(compiler: str, sources: list[Path], library: Path) -> None:
+    # Beside its place and then moved there: several processes may be at it at once.
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        made = Path(scratch) / library.name
+        flags = [*_FLAGS, *("-m" + name.replace("_", "") for name in _FEATURES)]
+        done = subprocess.run(
+            [compiler, *flags, f"-isystem{jax.ffi.include_dir()}", *map(str, sources), "-o", made],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            error = next((line for line in done.stderr.splitlines() if "error" in line), "")
+            raise subprocess.SubprocessError(f"{compiler} failed: {error:.300}")
+        os.replace(made, library)
+
+
+def _register(path: Path) -> None:
+    library = ctypes.CDLL(str(path))
+    for name in HANDLERS:
+        handler = jax.ffi.pycapsule(getattr(library, f"grok1_{name}"))
+        jax.ffi.register_ffi_target(f"grok1_{name}", handler, platform="cpu")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(0 if load() else 1)
