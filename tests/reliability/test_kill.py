@@ -37,18 +37,6 @@ def undisturbed(inputs, tmp_path_factory) -> str:
     return output
 
 
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Of the processes: they find the source, and compile what the first has compiled no more."""
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
 def _run(how: list[str], inputs: str, output: str, environment, *more: str):
     command = [sys.executable, *how, *runs.arguments(inputs, output, *more)]
     return subprocess.run(
