@@ -82,7 +82,7 @@ def _fault(row: PromptRow, ids: list[int], job: "Job") -> RowError | None:
     column = job.roles.prompt if row.text is not None else job.roles.prompt_token_ids
     if not ids:
         return RowError(ErrorCode.PROMPT_EMPTY, f"{column} has no tokens", column)
-    for name, given in ((column, ids), ("stop_token_ids", row.params.stop_token_ids)):
+    for name, given in ((column, ids), *row.params.token_id_lists()):
         if given and (min(given) < 0 or max(given) >= job.vocab_size):
             at, wrong = next((i, t) for i, t in enumerate(given) if not 0 <= t < job.vocab_size)
             return RowError(

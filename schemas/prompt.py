@@ -25,16 +25,6 @@ ROLES = ("prompt", "prompt_token_ids", "custom_id", *PARAM_NAMES, *ALIASES)
 """What a column can be; a column of such a name plays that role unless the user says otherwise."""
 
 _KNOWN = "prompt, prompt_token_ids, custom_id or a sampling parameter"
-NOT_SUPPORTED = (
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "bad_words",
-)
-"""Sampling parameters of vLLM that have no effect here yet. A column of such a name is refused,
-since passing it through would look like obeying it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,14 +88,7 @@ def resolve(schema: pa.Schema, columns: Mapping[str, str], where: str) -> Roles:
     Raises:
       SetupError: a column is missing, claimed twice, or of a type that its role cannot have.
     """
-    given = {role: c for role, c in columns.items() if c or role not in NOT_SUPPORTED}
-    claims = claim(schema, given, ROLES, where, _KNOWN)
-    for name in NOT_SUPPORTED:
-        if name in schema.names and name not in claims and name not in columns:
-            raise SetupError(
-                f"column {name!r} of {where} is a sampling parameter that this version cannot "
-                f"apply; drop it, or pass it through without effect: --columns {name}="
-            )
+    claims = claim(schema, columns, ROLES, where, _KNOWN)
     roles = _assign({role: column for column, role in claims.items()})
     if roles.prompt is None and roles.prompt_token_ids is None:
         raise SetupError(
@@ -181,11 +164,17 @@ def _check_type(role: str, field: pa.Field) -> None:
     item = list_item(kind)
     if role == "prompt":
         ok, want = is_text(kind), "strings"
-    elif role in ("prompt_token_ids", "stop_token_ids"):
+    elif role in ("prompt_token_ids", "stop_token_ids", "allowed_token_ids"):
         ok, want = is_token_ids(kind), "lists of integers"
-    elif role == "stop":
+    elif role in ("stop", "bad_words"):
         ok = is_text(kind) or (item is not None and (is_text(item) or item == pa.null()))
         want = "strings or lists of strings"
+    elif role == "logit_bias":
+        ok = pa.types.is_map(kind) or pa.types.is_struct(kind) or is_text(kind)
+        want = "maps from token ids to numbers, structs, or JSON objects as strings"
+    elif role == "repetition_detection":
+        ok = pa.types.is_struct(kind) or is_text(kind)
+        want = "structs, or JSON objects as strings"
     elif isinstance(getattr(SamplingParams(), role), bool):
         ok, want = pa.types.is_boolean(kind), "booleans"
     else:

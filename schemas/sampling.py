@@ -1,15 +1,24 @@
 """Sampling parameters by vLLM's names, meaning and bounds; for a job, or for one row."""
 
 import dataclasses
-import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from schemas.error import ErrorCode, RowError
+from schemas import checks
+from schemas.checks import InvalidParameter
+from schemas.repetition import RepetitionDetection, repetition
 
 MAX_LOGPROBS = 20
 """Most top log-probabilities a token may ask for (vLLM's default bound)."""
+
+MAX_BIASES = 1024
+MAX_BAD_WORD_TOKENS = 1024
+MAX_EARLY_STOPS = 128
+"""vLLM's bounds on the device: token ids in ``logit_bias``, tokens of all ``bad_words`` together,
+and stop ids of a row that has ``min_tokens``, the end of the text included."""
+
+MIN_TEMPERATURE = 0.01
+"""A lower temperature, unless it is 0, is taken as this, as in vLLM."""
 
 ALIASES: dict[str, str] = {
     "max_new_tokens": "max_tokens",
@@ -18,22 +27,6 @@ ALIASES: dict[str, str] = {
     "sampling_seed": "seed",
 }
 """Names that users bring from other tools, and what they mean here."""
-
-
-class InvalidParameter(ValueError):
-    """A sampling parameter that is out of bounds or of the wrong type.
-
-    Attributes:
-      param: the parameter's name.
-    """
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(f"{param} {message}")
-        self.param = param
-
-    def row_error(self) -> RowError:
-        """The same fault, as the error of a row."""
-        return RowError(ErrorCode.INVALID_PARAMETER, str(self), self.param)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +38,15 @@ class SamplingParams:
       temperature: divides the logits; 0 takes the most likely token (greedy).
       top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
       top_k: keep the k most likely tokens; 0 or -1 keeps all.
+      min_p: keep tokens at least this part as likely as the likeliest; 0 keeps all.
+      repetition_penalty: divides the logit, if positive, else multiplies it, of tokens that stand
+        in the prompt or the completion; 1 changes nothing.
+      presence_penalty: subtracted from the logits of tokens that stand in the completion.
+      frequency_penalty: subtracted from them once for each time that they stand there.
+      logit_bias: added to logits by token id, in [-100, 100]; kept as sorted pairs.
+      allowed_token_ids: only these may be drawn; None allows all.
+      bad_words: texts whose tokens may not be drawn one after the other, at the beginning of a
+        word or in its middle; only the last token of each is kept from being drawn.
       seed: replaces the row's address as the source of its randomness.
       stop: strings that end the completion; they may begin inside one token and end in another.
       stop_token_ids: token ids that end the completion.
@@ -54,6 +56,7 @@ class SamplingParams:
       min_tokens: no end by EOS, stop token or stop string before this many tokens.
       logprobs: per token, its log-probability and those of this many likeliest tokens.
       prompt_logprobs: the same for the prompt's tokens.
+      repetition_detection: when the completion is caught in a loop and ends; None for never.
       skip_special_tokens: leave special tokens out of the text (never out of ``token_ids``).
 
     Raises:
@@ -64,6 +67,13 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -73,6 +83,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    repetition_detection: RepetitionDetection | None = None
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
@@ -83,6 +94,12 @@ class SamplingParams:
                 "min_tokens",
                 f"must not exceed max_tokens={self.max_tokens}, got {self.min_tokens}",
             )
+        if self.min_tokens and len(self.stop_token_ids) >= MAX_EARLY_STOPS:
+            raise InvalidParameter(
+                "stop_token_ids",
+                f"must hold fewer than {MAX_EARLY_STOPS} ids when min_tokens is set, "
+                f"got {len(self.stop_token_ids)}",
+            )
         if self.temperature == 0 and self.n > 1:
             raise InvalidParameter("n", f"must be 1 when temperature is 0 (greedy), got {self.n}")
 
@@ -90,6 +107,28 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the likeliest token is taken at every step."""
         return self.temperature == 0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit depends on what has been drawn before."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
+
+    @property
+    def watched(self) -> bool:
+        """Whether a completion's tokens have to be looked at to know whether it has ended."""
+        return bool(self.stop) or self.repetition_detection is not None
+
+    def token_id_lists(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Each parameter that holds token ids, and these, to be checked against a vocabulary."""
+        return (
+            ("stop_token_ids", self.stop_token_ids),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
+            ("logit_bias", tuple(token_id for token_id, _ in self.logit_bias)),
+        )
 
     def override(self, values: Mapping[str, Any]) -> "SamplingParams":
         """These parameters with a row's own values in their place; null values change nothing.
@@ -110,89 +149,34 @@ class SamplingParams:
         }
 
 
-def _integer(
-    low: int, high: int | None = None, optional: bool = False
-) -> Callable[[str, Any], Any]:
-    bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-
-    def check(name: str, value: Any) -> int | None:
-        if value is None and optional:
-            return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InvalidParameter(name, f"must be an integer, got {_short(value)}")
-        if value < low or (high is not None and value > high):
-            raise InvalidParameter(name, f"must be {bounds}, got {_short(value)}")
-        return value
-
-    return check
+def _temperature(name: str, value: Any) -> float:
+    value = checks.number(0)(name, value)
+    return value if value == 0 else max(value, MIN_TEMPERATURE)
 
 
-def _number(low: float, high: float, open_low: bool = False) -> Callable[[str, Any], float]:
-    bounds = f"{'above' if open_low else 'at least'} {low:g}"
-    bounds += "" if math.isinf(high) else f" and at most {high:g}"
-
-    def check(name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidParameter(name, f"must be a number, got {_short(value)}")
-        within = low <= value <= min(high, sys.float_info.max)  # false for nan, too
-        if not within or (open_low and value == low):
-            raise InvalidParameter(name, f"must be {bounds}, got {_short(value)}")
-        return float(value)
-
-    return check
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidParameter(name, f"must be true or false, got {_short(value)}")
-    return value
-
-
-def _strings(name: str, value: Any) -> tuple[str, ...]:
-    values = (value,) if isinstance(value, str) else _items(name, value)
-    for item in values:
-        if not isinstance(item, str):
-            raise InvalidParameter(name, f"must hold strings, got {_short(item)}")
-        if not item:
-            raise InvalidParameter(name, "must not hold an empty string")
-    return values
-
-
-def _token_ids(name: str, value: Any) -> tuple[int, ...]:
-    check = _integer(0, 2**31 - 1)
-    return tuple(check(name, item) for item in _items(name, value))
-
-
-def _items(name: str, value: Any) -> tuple[Any, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
-        raise InvalidParameter(name, f"must be a list, got {_short(value)}")
-    return tuple(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-_CHECKS = {
-    "n": _integer(1, 4096),
-    "temperature": _number(0, math.inf),
-    "top_p": _number(0, 1, open_low=True),
-    "top_k": _integer(-1),
-    "seed": _integer(-(2**63), 2**63 - 1, optional=True),
-    "stop": _strings,
-    "stop_token_ids": _token_ids,
-    "include_stop_str_in_output": _boolean,
-    "ignore_eos": _boolean,
-    "max_tokens": _integer(1, 2**31 - 1),
-    "min_tokens": _integer(0, 2**31 - 1),
-    "logprobs": _integer(0, MAX_LOGPROBS, optional=True),
-    "prompt_logprobs": _integer(0, MAX_LOGPROBS, optional=True),
-    "skip_special_tokens": _boolean,
+_CHECKS: dict[str, checks.Check] = {
+    "n": checks.integer(1, 4096),
+    "temperature": _temperature,
+    "top_p": checks.number(0, 1, open_low=True),
+    "top_k": checks.integer(-1),
+    "min_p": checks.number(0, 1),
+    "repetition_penalty": checks.number(0, open_low=True),
+    "presence_penalty": checks.number(-2, 2),
+    "frequency_penalty": checks.number(-2, 2),
+    "logit_bias": checks.biases(MAX_BIASES),
+    "allowed_token_ids": checks.some_token_ids,
+    "bad_words": checks.strings,
+    "seed": checks.integer(-(2**63), 2**63 - 1, optional=True),
+    "stop": checks.strings,
+    "stop_token_ids": checks.token_ids,
+    "include_stop_str_in_output": checks.boolean,
+    "ignore_eos": checks.boolean,
+    "max_tokens": checks.integer(1, 2**31 - 1),
+    "min_tokens": checks.integer(0, 2**31 - 1),
+    "logprobs": checks.integer(0, MAX_LOGPROBS, optional=True),
+    "prompt_logprobs": checks.integer(0, MAX_LOGPROBS, optional=True),
+    "repetition_detection": repetition,
+    "skip_special_tokens": checks.boolean,
 }
 
 PARAM_NAMES = tuple(_CHECKS)

@@ -1,12 +1,13 @@
-"""Segments of prompts as the arrays of a prefill step. NumPy only."""
+"""What is to run as the arrays of a step: prompts, and rows of the tables. NumPy only."""
 
 import numpy as np
 
 from model.attention import Queries
 from model.engine.programs import empty_prompts, no_asks
 from model.engine.score import Asks
-from model.engine.sequence import Segment
+from model.engine.sequence import Segment, Sequence
 from model.engine.shapes import Shapes
+from model.engine.tables import TableRows
 from model.transformer import TokenRows
 
 
@@ -53,3 +54,24 @@ def ask(segments: list[Segment], shapes: Shapes) -> Asks:
         row += len(segment.tokens)
         used = span.stop
     return Asks(asks.rows, asks.targets, asks.wanted, np.int32(-(-used // shapes.score_tile_rows)))
+
+
+def table_rows(sequences: list[Sequence], rows: TableRows) -> None:
+    """Writes what the tables are to hold of new sequences into rows that change nothing yet."""
+    tables = rows.tables
+    for row, sequence in enumerate(sequences):
+        request, rules = sequence.request, sequence.prompt.ticket.rules
+        params = request.params
+        rows.slot[row] = sequence.slot
+        if params.penalises:
+            rows.prompt[row, : len(request.prompt_token_ids)] = request.prompt_token_ids
+        if rules.allowed is not None:
+            tables.allowed[row] = rules.allowed
+        for column, (token_id, bias) in enumerate(params.logit_bias):
+            tables.bias_ids[row, column] = token_id
+            tables.biases[row, column] = bias
+        end = 0
+        for word in rules.bad_words:
+            start, end = end, end + len(word)
+            tables.words[row, start:end] = word
+            tables.first[row, start] = tables.last[row, end - 1] = True

@@ -18,14 +18,16 @@ from model.engine.loop import Loop
 from model.engine.machine import versions
 from model.engine.options import EngineOptions, EngineStats
 from model.engine.output import Finisher, Sample, Ticket, open_ticket
-from model.engine.programs import CompiledSteps, Plan, abstract_cache
+from model.engine.programs import CompiledSteps, Plan, abstract_cache, abstract_tables
 from model.engine.request import Request, RequestOutput
+from model.engine.rules import Unanswerable, resolve
 from model.engine.scoring import ScoreOutput, ScoreRequest, ScoreTicket, fault, open_score_ticket
 from model.engine.state import empty_slots
+from model.engine.tables import empty_tables
 from model.layout import Layout
 from model.tokenizer import Tokenizer
 from model.transformer import Params
-from schemas.error import ErrorCode, RowError, SetupError
+from schemas.error import RowError, SetupError
 from schemas.sampling import SamplingParams
 
 
@@ -69,9 +71,12 @@ class Engine:
             empty_slots(plan.shapes.slots, plan.shapes.sequence_pages),
             jax.sharding.NamedSharding(plan.mesh, jax.sharding.PartitionSpec()),
         )
-        self._loop = Loop(
-            compiled, params, cache, state, plan.shapes, plan.config.eos_token, plan.mesh.size
+        tables = jax.tree.map(
+            lambda a, x: jax.device_put(x, a.sharding),
+            abstract_tables(plan),
+            empty_tables(plan.shapes.slots, plan.config.vocab_size),
         )
+        self._loop = Loop(compiled, plan, params, cache, state, tables)
         self._inbox: queue.SimpleQueue[Ticket | ScoreTicket | Sample | None] = queue.SimpleQueue()
         self._finisher = self._loop.finisher = Finisher(tokenizer, self._inbox.put)
         self._open: set[Ticket | ScoreTicket] = set()
@@ -114,7 +119,7 @@ class Engine:
         Raises:
           EngineClosed: it takes no more.
         """
-        return self._submit(open_ticket(request))
+        return self._submit(request)
 
     def submit_all(self, requests: Sequence[Request]) -> list[Future[RequestOutput]]:
         """Queues requests that belong together; their ``cached_tokens`` say what they share."""
@@ -123,7 +128,7 @@ class Engine:
             [r.prompt_token_ids for r in shareable], self._plan.shapes.block_size
         )
         cached = dict(zip(map(id, shareable), shared, strict=True))
-        return [self._submit(open_ticket(r, cached.get(id(r), 0))) for r in requests]
+        return [self._submit(r, cached.get(id(r), 0)) for r in requests]
 
     def submit_scores(self, requests: Sequence[ScoreRequest]) -> list[Future[ScoreOutput]]:
         """Queues requests to score, those with like contexts together; answers in their order.
@@ -260,12 +265,16 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _submit(self, ticket: Ticket) -> Future[RequestOutput]:
-        if error := self._fault(ticket.request):
-            output = RequestOutput(prompt_token_ids=ticket.request.prompt_token_ids, error=error)
-            ticket.future.set_result(output)
-        else:
-            self._enqueue(ticket)
+    def _submit(self, request: Request, cached_tokens: int = 0) -> Future[RequestOutput]:
+        try:
+            rules = resolve(request, self.config, self.max_context, self.tokenizer)
+        except Unanswerable as found:
+            answer: Future[RequestOutput] = Future()
+            prompt = request.prompt_token_ids
+            answer.set_result(RequestOutput(prompt_token_ids=prompt, error=found.error))
+            return answer
+        ticket = open_ticket(request, rules, cached_tokens)
+        self._enqueue(ticket)
         return ticket.future
 
     def _enqueue(self, ticket: Ticket | ScoreTicket) -> None:
@@ -275,27 +284,6 @@ class Engine:
             self._open.add(ticket)
         ticket.future.add_done_callback(lambda _: self._open.discard(ticket))
         self._inbox.put(ticket)
-
-    def _fault(self, request: Request) -> RowError | None:
-        """Why a request cannot be run, or None."""
-        ids, params = request.prompt_token_ids, request.params
-        if not ids:
-            return RowError(ErrorCode.PROMPT_EMPTY, "the prompt has no tokens", "prompt")
-        size = self.config.vocab_size
-        for name, given in (("prompt_token_ids", ids), ("stop_token_ids", params.stop_token_ids)):
-            wrong = next((i for i in given if not 0 <= i < size), None)
-            if wrong is not None:
-                message = f"token id {wrong} is outside the vocabulary of {size}"
-                return RowError(ErrorCode.TOKEN_ID_OUT_OF_RANGE, message, name)
-        if len(ids) + params.max_tokens > self.max_context:
-            message = (
-                f"prompt of {len(ids)} tokens and max_tokens={params.max_tokens} exceed the "
-                f"context of {self.max_context}"
-            )
-            return RowError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, "max_tokens")
-        if params.stop and self.tokenizer is None:
-            return RowError(ErrorCode.INVALID_PARAMETER, "stop strings need a tokenizer", "stop")
-        return None
 
     def _run(self) -> None:
         try:

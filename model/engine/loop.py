@@ -13,18 +13,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from model.engine.batch import ask, pack
+from model.engine.batch import ask, pack, table_rows
 from model.engine.cache import PagePool
 from model.engine.output import End, Finisher, Sample, Ticket
+from model.engine.programs import Plan, no_rows
 from model.engine.request import TokenLogprob
+from model.engine.rules import Rules
 from model.engine.sampler import Draws
 from model.engine.scheduler import Scheduler
 from model.engine.score import Scores
 from model.engine.scoring import ScoreTicket
 from model.engine.sequence import Admission, Segment, Sequence
-from model.engine.shapes import Shapes
-from model.engine.state import STOP_IDS, SlotState, empty_slots
+from model.engine.state import STOP_IDS, SlotState, empty_slots, set_knobs
 from model.engine.step import Rounds
+from model.engine.tables import FILL_ROWS, Tables
 from model.paged_cache import PagedCache
 from model.transformer import Params
 
@@ -62,19 +64,20 @@ class Loop:
     def __init__(
         self,
         steps: Mapping[str, Callable[..., Any]],
+        plan: Plan,
         params: Params,
         cache: PagedCache,
         state: SlotState,
-        shapes: Shapes,
-        eos_token: int,
-        groups: int,
+        tables: Tables,
     ) -> None:
-        """``steps`` are compiled; ``cache`` and ``state`` are device arrays that this owns."""
+        """``steps`` are compiled of the plan; the device arrays are this one's from now on."""
         self._steps = steps
-        self._params, self._cache, self._state = params, cache, state
-        self._shapes = shapes
-        self._eos_token = eos_token
-        self.scheduler = Scheduler(PagePool(shapes.pages, shapes.block_size), shapes.slots, groups)
+        self._params, self._cache, self._state, self._tables = params, cache, state, tables
+        self._plan, self._shapes = plan, plan.shapes
+        self._eos_token = plan.config.eos_token
+        self.scheduler = Scheduler(
+            PagePool(plan.shapes.pages, plan.shapes.block_size), plan.shapes.slots, plan.mesh.size
+        )
         self._samples: dict[Sequence, Sample] = {}
         self._sequences: dict[Sample, Sequence] = {}
         self._stopped: set[int] = set()
@@ -148,18 +151,25 @@ class Loop:
         for admission in admissions:
             sequence = admission.sequence
             changed[sequence.slot] = True
-            _fill(values, sequence, self._eos_token)
             ticket: Ticket = sequence.prompt.ticket
+            _fill(values, sequence, ticket.rules)
             asked = ticket.request.params.logprobs
             sample = Sample(ticket, sequence.index, details=None if asked is None else [])
             self._samples[sequence] = sample
             self._sequences[sample] = sequence
         self._state = self._steps["edit_slots"](self._state, changed, values)
+        self._steer([a.sequence for a in admissions if a.sequence.prompt.ticket.rules.steers])
+
+    def _steer(self, sequences: list[Sequence]) -> None:
+        for start in range(0, len(sequences), FILL_ROWS):
+            rows = no_rows(self._plan)
+            table_rows(sequences[start : start + FILL_ROWS], rows)
+            self._tables = self._steps["fill_tables"](self._tables, rows)
 
     def _decode(self) -> None:
         owners = dict(self.scheduler.running)
-        self._cache, self._state, rounds = self._steps["decode"](
-            self._params, self._cache, self._state
+        self._cache, self._state, self._tables, rounds = self._steps["decode"](
+            self._params, self._cache, self._state, self._tables
         )
         self._in_flight.append(_Decoded(rounds, owners, self.scheduler.waiting > 0))
 
@@ -207,7 +217,7 @@ class Loop:
                 touched.pop(sample, None)
                 self._finish(sequence)
                 self._offer(sample, end)
-            elif sample.ticket.request.params.stop:
+            elif sample.ticket.request.params.watched:
                 touched[sample] = sequence
         for sample in touched:
             self._offer(sample, None)
@@ -234,7 +244,7 @@ class Loop:
         sample = self._samples.pop(sequence)
         del self._sequences[sample]
         self.scheduler.finish(sequence)
-        if len(_stop_ids(sequence, self._eos_token)) > STOP_IDS:
+        if len(sample.ticket.rules.stop_ids) > STOP_IDS:
             self._stopped.add(sequence.slot)
 
     def _offer(self, sample: Sample, end: End | None) -> None:
@@ -242,13 +252,7 @@ class Loop:
         self.finisher.offer(sample, len(sample.token_ids), end)
 
 
-def _stop_ids(sequence: Sequence, eos_token: int) -> list[int]:
-    params = sequence.request.params
-    eos = [] if params.ignore_eos else [eos_token]
-    return eos + [i for i in params.stop_token_ids if i != eos_token or params.ignore_eos]
-
-
-def _fill(values: SlotState, sequence: Sequence, eos_token: int) -> None:
+def _fill(values: SlotState, sequence: Sequence, rules: Rules) -> None:
     """Writes a new sequence's state into NumPy arrays."""
     slot, request = sequence.slot, sequence.request
     params = request.params
@@ -257,14 +261,10 @@ def _fill(values: SlotState, sequence: Sequence, eos_token: int) -> None:
     values.position[slot] = len(request.prompt_token_ids) - 1
     values.max_tokens[slot] = params.max_tokens
     values.min_tokens[slot] = params.min_tokens
-    stops = _stop_ids(sequence, eos_token)[:STOP_IDS]
+    stops = rules.stop_ids[:STOP_IDS]
     values.stop_ids[slot, : len(stops)] = stops
-    values.key[slot] = request.sample_key(sequence.index)
-    values.temperature[slot] = params.temperature
-    values.top_k[slot] = max(params.top_k, 0)
-    values.top_p[slot] = params.top_p
-    values.logprobs[slot] = -1 if params.logprobs is None else params.logprobs
     values.pages[slot, : len(sequence.pages)] = sequence.pages
+    set_knobs(values.knobs, slot, request.sample_key(sequence.index), params, rules)
 
 
 def _detail(facts: Draws | Scores, at: Any, wanted: int) -> TokenLogprob:

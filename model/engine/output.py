@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from model.engine.repetition import RepetitionWatcher
 from model.engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
+from model.engine.rules import Rules
 from model.engine.scoring import ScoreTicket
 from model.tokenizer import StreamDecoder, Tokenizer
 from schemas.error import ErrorCode, RowError
@@ -18,6 +20,7 @@ class Ticket:
 
     Attributes:
       request: what was asked.
+      rules: its parameters in token ids.
       future: gets the answer.
       cached_tokens: for the answer.
       prompt_logprobs: filled from the front as the prompt is scored; None if not asked for.
@@ -26,6 +29,7 @@ class Ticket:
     """
 
     request: Request
+    rules: Rules
     future: Future[RequestOutput]
     cached_tokens: int
     prompt_logprobs: list[TokenLogprob | None] | None
@@ -33,11 +37,11 @@ class Ticket:
     missing: int
 
 
-def open_ticket(request: Request, cached_tokens: int = 0) -> Ticket:
+def open_ticket(request: Request, rules: Rules, cached_tokens: int = 0) -> Ticket:
     """A ticket with nothing done."""
     asked, n = request.params.prompt_logprobs, request.params.n
     return Ticket(
-        request, Future(), cached_tokens, None if asked is None else [None], [None] * n, n
+        request, rules, Future(), cached_tokens, None if asked is None else [None], [None] * n, n
     )
 
 
@@ -64,10 +68,14 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class End:
-    """Why a sample ended by its tokens alone: ``stop`` or ``length``, and the stop id if any."""
+    """Why a sample ended, but for stop strings, and the stop id if any."""
 
     finish_reason: str
-    stop_reason: int | None = None
+    stop_reason: str | int | None = None
+
+
+LOOPED = End("repetition", "repetition_detected")
+"""The end of a sample that was caught in a loop, by vLLM's words."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,6 +137,43 @@ def _first_end(text: str, stop: str, start: int, after: int) -> int | None:
     return None if at < 0 else at + len(stop)
 
 
+class _Watch:
+    """What is looked for in one sample as its tokens come."""
+
+    def __init__(self, sample: Sample, tokenizer: Tokenizer | None) -> None:
+        request = sample.ticket.request
+        params = request.params
+        self._sample, self._fed = sample, 0
+        self._stops = self._loops = None
+        if params.stop:
+            assert tokenizer is not None  # such a request is refused without one
+            decoder = tokenizer.stream(request.prompt_token_ids, params.skip_special_tokens)
+            self._stops = StopWatcher(params.stop, params.min_tokens, decoder)
+        if params.repetition_detection is not None:
+            self._loops = RepetitionWatcher(
+                params.repetition_detection, params.min_tokens, params.max_tokens
+            )
+
+    def look(self, tokens: int, end: End | None) -> tuple[int, End, Match | None] | None:
+        """What ends the sample within its first ``tokens`` tokens, if anything does.
+
+        What is complete first counts. At the same token a stop string goes before ``end``, the end
+        by the last token alone, and that before a loop.
+
+        Returns:
+          How many tokens are kept, why it ends there, and the stop string if there is one.
+        """
+        new = self._sample.token_ids[self._fed : tokens]
+        self._fed = tokens
+        looped = self._loops.feed(new) if self._loops else None
+        if looped is not None and looped == tokens and end is not None:
+            looped = None
+        match = self._stops.feed(new, last=end is not None) if self._stops else None
+        if match is not None and (looped is None or match.tokens <= looped):
+            return match.tokens, End("stop"), match
+        return None if looped is None else (looped, LOOPED, None)
+
+
 class Finisher:
     """A thread that turns ended samples into answers, and ends samples at stop strings.
 
@@ -145,7 +190,7 @@ class Finisher:
         self._events: queue.SimpleQueue[tuple[Sample, int, End | None] | ScoreTicket | None] = (
             queue.SimpleQueue()
         )
-        self._watchers: dict[Sample, tuple[StopWatcher, int]] = {}
+        self._watches: dict[Sample, _Watch] = {}
         self.requests = self.prompt_tokens = self.completion_tokens = 0
         self._thread = threading.Thread(target=self._run, name="grok1-finisher", daemon=True)
         self._thread.start()
@@ -186,27 +231,17 @@ class Finisher:
     def _handle(self, sample: Sample, tokens: int, end: End | None) -> None:
         if sample.answered:
             return
-        match = self._watch(sample, tokens, end) if sample.ticket.request.params.stop else None
-        if match is not None:
-            self._stop(sample)
-            self._complete(sample, match.tokens, End("stop"), match)
-        elif end is not None:
+        if sample.ticket.request.params.watched:
+            watch = self._watches.pop(sample, None) or _Watch(sample, self._tokenizer)
+            found = watch.look(tokens, end)
+            if found is not None:
+                self._stop(sample)
+                self._complete(sample, *found)
+                return
+            if end is None:
+                self._watches[sample] = watch
+        if end is not None:
             self._complete(sample, tokens, end, None)
-
-    def _watch(self, sample: Sample, tokens: int, end: End | None) -> Match | None:
-        if self._tokenizer is None:
-            raise ValueError("stop strings need a tokenizer")
-        params = sample.ticket.request.params
-        watcher, fed = self._watchers.pop(sample, (None, 0))
-        if watcher is None:
-            decoder = self._tokenizer.stream(
-                sample.ticket.request.prompt_token_ids, params.skip_special_tokens
-            )
-            watcher = StopWatcher(params.stop, params.min_tokens, decoder)
-        match = watcher.feed(sample.token_ids[fed:tokens], last=end is not None)
-        if match is None and end is None:
-            self._watchers[sample] = (watcher, tokens)
-        return match
 
     def _complete(self, sample: Sample, tokens: int, end: End, match: Match | None) -> None:
         ticket, params = sample.ticket, sample.ticket.request.params

@@ -19,6 +19,7 @@ from model.engine import step
 from model.engine.score import Asks
 from model.engine.shapes import Shapes
 from model.engine.state import edit_slots, empty_slots
+from model.engine.tables import TableRows, Tables, empty_rows, empty_tables
 from model.layout import Layout, abstract_params, param_specs
 from model.numerics import Numerics
 from model.paged_cache import PagedCache, Place, copy_pages
@@ -26,6 +27,9 @@ from model.sharding import MODEL, Collectives
 from model.transformer import Network, TokenRows
 
 _REPLICATED = PartitionSpec()
+
+_SELDOM = ("score", "fill_tables")
+"""Steps that only some requests need."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Plan:
         scales = PartitionSpec(None, None, MODEL, None) if self.quantized_cache else None
         return PagedCache(vectors, vectors, scales, scales, self.layout.packed)
 
+    @property
+    def tables_spec(self) -> PartitionSpec:
+        """Each device holds the slots that it samples."""
+        return PartitionSpec(MODEL)
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -112,15 +121,13 @@ def steps(plan: Plan) -> dict[str, Step]:
     shapes, mesh = plan.shapes, plan.mesh
     params = abstract_params(plan.config, mesh, plan.numerics, plan.layout)
     specs = param_specs(plan.config, plan.layout)
-    cache, state = (
-        abstract_cache(plan),
-        _like(empty_slots(shapes.slots, shapes.sequence_pages), mesh),
-    )
+    cache, tables = abstract_cache(plan), abstract_tables(plan)
+    state = _like(empty_slots(shapes.slots, shapes.sequence_pages), mesh)
     rows, queries = abstract_prompts(plan)
     asks = _like(no_asks(shapes), mesh)
     flags = _abstract((shapes.slots,), jnp.bool_, mesh)
     pages = _abstract((shapes.rows,), jnp.int32, mesh)
-    cached, same = plan.cache_spec, _REPLICATED
+    cached, split, same = plan.cache_spec, plan.tables_spec, _REPLICATED
     decode = partial(step.decode, plan.decoding, rows=shapes.rows, steps=shapes.steps)
     made = [
         Step(
@@ -142,10 +149,18 @@ def steps(plan: Plan) -> dict[str, Step]:
         Step(
             "decode",
             decode,
-            (specs, cached, same),
-            (cached, same, same),
-            (params, cache, state),
-            (1, 2),
+            (specs, cached, same, split),
+            (cached, same, split, same),
+            (params, cache, state, tables),
+            (1, 2, 3),
+        ),
+        Step(
+            "fill_tables",
+            partial(step.fill_slots, plan.decoding),
+            (split, same),
+            split,
+            (tables, _like(no_rows(plan), mesh)),
+            (0,),
         ),
         Step("edit_slots", edit_slots, (same, same, same), same, (state, flags, state), (0,)),
         Step("copy_pages", copy_pages, (cached, same, same), cached, (cache, pages, pages), (0,)),
@@ -154,7 +169,7 @@ def steps(plan: Plan) -> dict[str, Step]:
 
 
 class CompiledSteps(Mapping[str, Callable[..., Any]]):
-    """The steps of a plan, compiled: those that every engine needs ahead, ``score`` when asked for.
+    """The steps of a plan, compiled: those that every engine needs ahead, others when asked for.
 
     Attributes:
       seconds: spent on compiling so far.
@@ -169,7 +184,7 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
     def prepare(self, progress: Callable[[int, int], None]) -> None:
         """Compiles side by side: each step takes one core most of the time."""
         started = time.perf_counter()
-        names = [name for name in self._steps if name != "score"]
+        names = [name for name in self._steps if name not in _SELDOM]
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="grok1-compile") as pool:
             futures = {pool.submit(self._compile, name): name for name in names}
             for done, future in enumerate(as_completed(futures), 1):
@@ -204,6 +219,19 @@ def abstract_cache(plan: Plan) -> PagedCache:
         return PagedCache(vectors, vectors, packed=plan.layout.packed)
     scales = _abstract(shape, jnp.float32, plan.mesh, specs.key_scales)
     return PagedCache(vectors, vectors, scales, scales)
+
+
+def abstract_tables(plan: Plan) -> Tables:
+    """Shape and sharding of the tables: all slots, split over the devices."""
+    spec = plan.tables_spec
+    empty = jax.eval_shape(lambda: empty_tables(plan.shapes.slots, plan.config.vocab_size))
+    return jax.tree.map(lambda x: _abstract(x.shape, x.dtype, plan.mesh, spec), empty)
+
+
+def no_rows(plan: Plan) -> TableRows:
+    """The argument of ``fill_tables``, as NumPy arrays, that changes nothing."""
+    shapes = plan.shapes
+    return empty_rows(shapes.slots, plan.config.vocab_size, shapes.max_context)
 
 
 def abstract_prompts(plan: Plan) -> tuple[TokenRows, Queries]:

@@ -97,8 +97,9 @@ class CompletionOutput:
       token_ids: all tokens drawn, the one that stopped it included.
       cumulative_logprob: sum of the tokens' log-probabilities.
       logprobs: one entry a token, or None if not asked for.
-      finish_reason: ``stop`` or ``length``.
-      stop_reason: the stop string or stop token id that ended it; None at EOS and ``length``.
+      finish_reason: ``stop``, ``length`` or ``repetition``.
+      stop_reason: the stop string or stop token id that ended it, or ``repetition_detected``; None
+        at EOS and ``length``.
     """
 
     index: int

@@ -12,6 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import threefry_2x32
 
+from model.engine.tables import (
+    Tables,
+    add_biases,
+    ban_ids,
+    ban_words,
+    keep_allowed,
+    penalise,
+)
 from model.trees import Leaf
 from schemas.sampling import MAX_LOGPROBS
 
@@ -24,25 +32,60 @@ _BITS = 32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """How R rows are sampled.
+    """How R rows are sampled, the same at every position.
 
     Attributes:
       key: [R, 2] uint32 of the sample.
-      position: [R] of the token to draw.
       temperature: [R]; 0 is greedy.
       top_k: [R]; 0 keeps all.
       top_p: [R] in (0, 1].
-      banned: [R, W] token ids that may not be drawn now, -1 for none.
+      min_p: [R] in [0, 1].
+      repetition: [R] repetition penalty; 1 for none.
+      presence: [R] presence penalty.
+      frequency: [R] frequency penalty.
+      masked: [R] bool; whether the slot's mask of allowed tokens counts.
+      biases: [R] tokens that have a bias.
+      bad_tokens: [R] tokens of all bad words.
       logprobs: [R] how many top log-probabilities are wanted; -1 for none, not even the rank.
     """
 
     key: Leaf
-    position: Leaf
     temperature: Leaf
     top_k: Leaf
     top_p: Leaf
-    banned: Leaf
+    min_p: Leaf
+    repetition: Leaf
+    presence: Leaf
+    frequency: Leaf
+    masked: Leaf
+    biases: Leaf
+    bad_tokens: Leaf
     logprobs: Leaf
+
+    @property
+    def penalised(self) -> jax.Array:
+        """[R] bool; whether logits depend on what has been drawn."""
+        return (self.repetition != 1) | (self.presence != 0) | (self.frequency != 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """R rows to be sampled, each of a slot and a position; nothing is remembered between calls.
+
+    Attributes:
+      knobs: how.
+      position: [R] of the token to draw.
+      banned: [R, X] ids that may not be drawn now, -1 for none.
+      tables: what changes the logits, of all slots of this device.
+      slot: [R] the row's place in the tables.
+    """
+
+    knobs: Knobs
+    position: Leaf
+    banned: Leaf
+    tables: Tables
+    slot: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -65,33 +108,61 @@ class Draws:
     top_logprobs: Leaf
 
 
-def sample(logits: jax.Array, knobs: Knobs) -> Draws:
+def sample(logits: jax.Array, rows: Rows) -> Draws:
     """Draws one token for each row of logits [R, V] float32."""
-    allowed = _when(
-        (knobs.banned >= 0).any(),
-        lambda x: x.at[jnp.arange(len(x))[:, None], _or_past(knobs.banned, x)].set(
-            -jnp.inf, mode="drop"
-        ),
-        logits,
-    )
-    likeliest = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
+    knobs = rows.knobs
+    allowed = change_logits(logits, rows)
+    likeliest = _argmax(allowed)
     random = knobs.temperature > 0
     drawn = lax.cond(
         random.any(),
-        lambda: draw(filter_logits(allowed, knobs), knobs.key, knobs.position),
+        lambda: draw(filter_logits(allowed, knobs), knobs.key, rows.position),
         lambda: likeliest,
     )
     token = jnp.where(random, drawn, likeliest)
     return describe(logits, token, knobs.logprobs)
 
 
+def change_logits(logits: jax.Array, rows: Rows) -> jax.Array:
+    """Logits [R, V] with biases, penalties and masks, in vLLM's order.
+
+    Where bad words and bans would leave nothing to draw, they give way to the mask: what must
+    come, such as the end of a constraint, comes.
+    """
+    knobs, tables, slot = rows.knobs, rows.tables, rows.slot
+    penalised = knobs.penalised
+    ids = (rows.banned >= 0).sum(-1)
+    barred = (ids > 0) | (knobs.bad_tokens > 0)
+
+    def bar(x):
+        some = ban_ids(ban_words(x, tables, slot, knobs.bad_tokens), rows.banned, ids)
+        return jnp.where((some.max(-1) > -jnp.inf)[:, None], some, x)
+
+    def change(x):
+        x = _when((knobs.biases > 0).any(), lambda x: add_biases(x, tables, slot, knobs.biases), x)
+        penalties = knobs.repetition, knobs.presence, knobs.frequency
+        x = _when(penalised.any(), lambda x: penalise(x, tables, slot, *penalties), x)
+        x = _when(knobs.masked.any(), lambda x: keep_allowed(x, tables, slot, knobs.masked), x)
+        return _when(barred.any(), bar, x)
+
+    changed = (knobs.biases > 0) | penalised | knobs.masked | barred
+    return _when(changed.any(), change, logits)
+
+
 def filter_logits(logits: jax.Array, knobs: Knobs) -> jax.Array:
-    """Logits over temperature, -inf for tokens outside of top-k and then top-p."""
+    """Logits over temperature, -inf for tokens outside of min-p, then top-k, then top-p."""
     temperature = jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
     scaled = logits / temperature[:, None]
+    scaled = _when((knobs.min_p > 0).any(), lambda x: keep_min_p(x, knobs.min_p), scaled)
     top_k = jnp.where(knobs.top_k > 0, knobs.top_k, logits.shape[-1])
     scaled = _when((top_k < logits.shape[-1]).any(), lambda x: keep_top_k(x, top_k), scaled)
     return _when((knobs.top_p < 1).any(), lambda x: keep_top_p(x, knobs.top_p), scaled)
+
+
+def keep_min_p(logits: jax.Array, min_p: jax.Array) -> jax.Array:
+    """[R, V] with -inf for tokens that are less than min_p [R] times as likely as the likeliest."""
+    share = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return jnp.where(share >= min_p[:, None], logits, -jnp.inf)
 
 
 def keep_top_k(logits: jax.Array, top_k: jax.Array) -> jax.Array:
@@ -125,9 +196,7 @@ def draw(logits: jax.Array, key: jax.Array, position: jax.Array) -> jax.Array:
 
     Two levels, a random word each, so that float32 resolves each token of a large vocabulary.
     """
-    rows, vocabulary = logits.shape
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    weights = jnp.pad(weights, ((0, 0), (0, -vocabulary % _BLOCK))).reshape(rows, -1, _BLOCK)
+    weights = _blocks(jnp.exp(logits - logits.max(-1, keepdims=True)), 0.0)
     words = jax.vmap(threefry_2x32)(key, jnp.stack([position, position * 0], -1).astype(jnp.uint32))
     block = _inverse(weights.sum(-1), words[:, 0])
     weights = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
@@ -156,7 +225,27 @@ def _inverse(weights: jax.Array, word: jax.Array) -> jax.Array:
     """[R] first index at which the running sum of weights [R, X] exceeds a uniform part of it."""
     running = jnp.cumsum(weights, axis=-1)
     uniform = (word >> 8).astype(jnp.float32) * jnp.float32(2**-24)
-    return jnp.argmax(running > (uniform * running[:, -1])[:, None], axis=-1).astype(jnp.int32)
+    # The sum is made in parallel, so rounding may let it creep up where a weight is zero.
+    beyond = (running > (uniform * running[:, -1])[:, None]) & (weights > 0)
+    index = jnp.where(beyond.any(-1), beyond.argmax(-1), weights.argmax(-1))
+    return index.astype(jnp.int32)
+
+
+def _argmax(x: jax.Array) -> jax.Array:
+    """[R] first index of the largest of x [R, X].
+
+    Two levels: on a CPU only plain maxima are fast, some 70 times at V = 131072.
+    """
+    blocks = _blocks(x, -jnp.inf)
+    block = jnp.argmax(blocks.max(-1), axis=-1)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return (block * _BLOCK + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
+
+
+def _blocks(x: jax.Array, fill: float) -> jax.Array:
+    """[R, X] -> [R, blocks, _BLOCK]."""
+    padded = jnp.pad(x, ((0, 0), (0, -x.shape[-1] % _BLOCK)), constant_values=fill)
+    return padded.reshape(len(x), -1, _BLOCK)
 
 
 def _sortable(x: jax.Array) -> jax.Array:
@@ -181,8 +270,3 @@ def _when(
 ) -> jax.Array:
     """function(x) if the scalar condition holds, else x at no cost."""
     return lax.cond(condition, function, lambda x: x, x)
-
-
-def _or_past(tokens: jax.Array, logits: jax.Array) -> jax.Array:
-    """Token ids with negative ones moved past the vocabulary, where a scatter drops them."""
-    return jnp.where(tokens < 0, logits.shape[-1], tokens)

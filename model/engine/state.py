@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from model.engine.rules import Rules
+from model.engine.sampler import Knobs
 from model.trees import Leaf
+from schemas.sampling import MAX_EARLY_STOPS, SamplingParams
 
-STOP_IDS = 16
+STOP_IDS = MAX_EARLY_STOPS
 """Stop ids that the device looks for, EOS included; the host looks for all, one round later."""
 
 
@@ -25,11 +28,7 @@ class SlotState:
       max_tokens: [S] most tokens to draw.
       min_tokens: [S] no stop id may be drawn before this many.
       stop_ids: [S, STOP_IDS] ids that end the sequence, -1 for none.
-      key: [S, 2] uint32 of the sample.
-      temperature: [S].
-      top_k: [S].
-      top_p: [S].
-      logprobs: [S] top log-probabilities wanted, -1 for none.
+      knobs: [S, ...] how the sequence is sampled.
       pages: [S, P] the sequence's cache pages in order.
     """
 
@@ -40,11 +39,7 @@ class SlotState:
     max_tokens: Leaf
     min_tokens: Leaf
     stop_ids: Leaf
-    key: Leaf
-    temperature: Leaf
-    top_k: Leaf
-    top_p: Leaf
-    logprobs: Leaf
+    knobs: Knobs
     pages: Leaf
 
 
@@ -59,13 +54,46 @@ def empty_slots(slots: int, pages: int) -> SlotState:
         max_tokens=integers.copy(),
         min_tokens=integers.copy(),
         stop_ids=np.full((slots, STOP_IDS), -1, np.int32),
-        key=np.zeros((slots, 2), np.uint32),
-        temperature=np.zeros(slots, np.float32),
-        top_k=integers.copy(),
-        top_p=np.ones(slots, np.float32),
-        logprobs=np.full(slots, -1, np.int32),
+        knobs=empty_knobs(slots),
         pages=np.zeros((slots, pages), np.int32),
     )
+
+
+def empty_knobs(rows: int) -> Knobs:
+    """Knobs, as NumPy arrays, that change nothing and take the likeliest token."""
+    integers, zeros = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
+    return Knobs(
+        key=np.zeros((rows, 2), np.uint32),
+        temperature=zeros,
+        top_k=integers,
+        top_p=zeros + 1,
+        min_p=zeros.copy(),
+        repetition=zeros + 1,
+        presence=zeros.copy(),
+        frequency=zeros.copy(),
+        masked=np.zeros(rows, bool),
+        biases=integers.copy(),
+        bad_tokens=integers.copy(),
+        logprobs=integers - 1,
+    )
+
+
+def set_knobs(
+    knobs: Knobs, row: int, key: tuple[int, int], params: SamplingParams, rules: Rules
+) -> None:
+    """Writes how a sample is drawn into a row of NumPy arrays that ``empty_knobs`` made."""
+    knobs.key[row] = key
+    knobs.temperature[row] = params.temperature
+    knobs.top_k[row] = max(params.top_k, 0)
+    knobs.top_p[row] = params.top_p
+    knobs.min_p[row] = params.min_p
+    knobs.repetition[row] = params.repetition_penalty
+    knobs.presence[row] = params.presence_penalty
+    knobs.frequency[row] = params.frequency_penalty
+    knobs.masked[row] = rules.allowed is not None
+    knobs.biases[row] = len(params.logit_bias)
+    knobs.bad_tokens[row] = sum(map(len, rules.bad_words))
+    knobs.logprobs[row] = -1 if params.logprobs is None else params.logprobs
 
 
 def edit_slots(state: SlotState, changed: jax.Array, values: SlotState) -> SlotState:

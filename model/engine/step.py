@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.attention import Queries
-from model.engine.sampler import Draws, Knobs, sample
+from model.engine.sampler import Draws, Rows, sample
 from model.engine.score import Asks, Scores, judge
 from model.engine.state import SlotState
+from model.engine.tables import TableRows, Tables, fill_tables, record_draws
 from model.paged_cache import PagedCache, Place
 from model.transformer import (
     Network,
@@ -87,35 +88,47 @@ def score(
 
 
 def decode(
-    net: Network, params: Params, cache: PagedCache, state: SlotState, rows: int, steps: int
-) -> tuple[PagedCache, SlotState, Rounds]:
+    net: Network,
+    params: Params,
+    cache: PagedCache,
+    state: SlotState,
+    tables: Tables,
+    rows: int,
+    steps: int,
+) -> tuple[PagedCache, SlotState, Tables, Rounds]:
     """Draws up to ``steps`` tokens for the sequences of the state, ``rows`` of them at a time.
 
     There may be more live slots than rows: a row whose sequence ends takes the next live slot
     in the following step, so rows stay full between two looks of the host.
 
     Returns:
-      The cache and the state (donate both), and what was drawn.
+      The cache, the state and the tables (donate them), and what was drawn.
     """
 
     def body(carry, _):
-        cache, state = carry
-        cache, state, drawn = decode_step(net, params, cache, state, rows)
-        return (cache, state), drawn
+        cache, state, tables = carry
+        cache, state, tables, drawn = decode_step(net, params, cache, state, tables, rows)
+        return (cache, state, tables), drawn
 
-    (cache, state), rounds = lax.scan(body, (cache, state), None, length=steps)
-    return cache, state, rounds
+    (cache, state, tables), rounds = lax.scan(body, (cache, state, tables), None, length=steps)
+    return cache, state, tables, rounds
 
 
 def decode_step(
-    net: Network, params: Params, cache: PagedCache, state: SlotState, rows: int
-) -> tuple[PagedCache, SlotState, Rounds]:
+    net: Network,
+    params: Params,
+    cache: PagedCache,
+    state: SlotState,
+    tables: Tables,
+    rows: int,
+) -> tuple[PagedCache, SlotState, Tables, Rounds]:
     """One token for each of up to ``rows`` live slots."""
     exchange = net.collectives
     count = len(state.alive)
     slots, tiles = choose_slots(state.alive, rows, net.tile_rows, exchange.size)
     live = slots < count
-    slot = jnp.where(live, slots, 0)
+    # Rows that are not used do as a used one does, so that no feature runs for their sake.
+    slot = jnp.where(live, slots, jnp.minimum(slots.min(), count - 1))
     positions = jnp.where(live, state.position[slot], -1)
     pages = state.pages[slot]
     place = _place(pages, positions, cache.block_size)
@@ -129,11 +142,12 @@ def decode_step(
         blocks=positions.max() // cache.block_size + 1,
     )
     hidden, cache = forward(net, params, cache, token_rows, queries)
+    first_slot = _first_slot(net, tables)
 
     def next_token(hidden, slot):
         logits = head(net, final_hidden(net, params, hidden), params["head"])
         own = exchange.own_rows(slot)
-        draws = sample(exchange.columns_to_rows(logits), knobs(state, own))
+        draws = sample(exchange.columns_to_rows(logits), _rows(state, tables, own, first_slot))
         return exchange.gather_rows_tree(draws)
 
     draws = tiled(net, token_rows, next_token, hidden, slot)
@@ -147,21 +161,33 @@ def decode_step(
         drawn=state.drawn.at[slots].set(drawn, mode="drop"),
         alive=state.alive.at[slots].set(~ended, mode="drop"),
     )
-    return cache, update, Rounds(slots, draws)
-
-
-def knobs(state: SlotState, slot: jax.Array) -> Knobs:
-    """How the rows of these slots are sampled."""
-    early = state.drawn[slot] < state.min_tokens[slot]
-    return Knobs(
-        key=state.key[slot],
-        position=state.position[slot] + 1,
-        temperature=state.temperature[slot],
-        top_k=state.top_k[slot],
-        top_p=state.top_p[slot],
-        banned=jnp.where(early[:, None], state.stop_ids[slot], -1),
-        logprobs=state.logprobs[slot],
+    penalised, bad_tokens = state.knobs.penalised[slot], state.knobs.bad_tokens[slot]
+    tables = record_draws(
+        tables, slots, draws.token, penalised, jnp.where(live, bad_tokens, 0), first_slot
     )
+    return cache, update, tables, Rounds(slots, draws)
+
+
+def _rows(state: SlotState, tables: Tables, slot: jax.Array, first_slot: jax.Array) -> Rows:
+    """How rows of these slots are sampled; they are slots of this device, or unused rows."""
+    early = state.drawn[slot] < state.min_tokens[slot]
+    return Rows(
+        knobs=jax.tree.map(lambda x: x[slot], state.knobs),
+        position=state.position[slot] + 1,
+        banned=jnp.where(early[:, None], state.stop_ids[slot], -1),
+        tables=tables,
+        slot=jnp.clip(slot - first_slot, 0, len(tables.counts) - 1),
+    )
+
+
+def fill_slots(net: Network, tables: Tables, rows: TableRows) -> Tables:
+    """The tables (donate them) with new contents in the slots of ``rows``."""
+    return fill_tables(tables, rows, _first_slot(net, tables))
+
+
+def _first_slot(net: Network, tables: Tables) -> jax.Array:
+    """The first slot of this device's part of the tables."""
+    return net.collectives.rank() * len(tables.counts)
 
 
 def choose_slots(

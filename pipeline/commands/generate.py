@@ -10,34 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.engine.options import COLLECTIVES, KERNELS, KV_CACHE_DTYPES, NUMERICS, EngineOptions
+from pipeline.commands.sampling import add_sampling, sampling_params
 from pipeline.options import BOS, OVER_LENGTH, GenerateOptions
 from schemas.error import SetupError
-from schemas.sampling import MAX_LOGPROBS, InvalidParameter, SamplingParams
 
 HELP = "complete prompts in Parquet files"
 PASSES_THROUGH = True
-
-_SAMPLING = (
-    "n",
-    "temperature",
-    "top_p",
-    "top_k",
-    "stop",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "max_tokens",
-    "min_tokens",
-    "logprobs",
-    "prompt_logprobs",
-    "skip_special_tokens",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, output_required: bool = True) -> None:
     """Adds the command's arguments."""
     _add_files(parser.add_argument_group("input and output"), output_required)
-    _add_sampling(
+    add_sampling(
         parser.add_argument_group(
             "sampling", "for rows without a column of that name (vLLM's names and meaning)"
         )
@@ -113,32 +97,6 @@ def _add_files(group: Any, output_required: bool) -> None:
     )
 
 
-def _add_sampling(group: Any) -> None:
-    add, default = group.add_argument, SamplingParams()
-    add("--n", type=int, metavar="N", help="completions of each prompt (1)")
-    add("--temperature", type=float, metavar="T", help="0 is greedy (1.0)")
-    add("--top-p", type=float, metavar="P", help="smallest set of tokens of this probability (1.0)")
-    add("--top-k", type=int, metavar="K", help="only the likeliest K; 0 is all (0)")
-    add("--stop", action="append", metavar="STRING", help="ends the completion; may be repeated")
-    add("--stop-token-ids", type=int, nargs="+", metavar="ID", help="token ids that end it")
-    add(
-        "--include-stop-str-in-output",
-        action="store_true",
-        default=None,
-        help="keep the stop string in the text",
-    )
-    add("--ignore-eos", action="store_true", default=None, help="go on past the end of the text")
-    add("--max-tokens", type=int, metavar="N", help=f"most tokens ({default.max_tokens})")
-    add("--min-tokens", type=int, metavar="N", help="no end before so many tokens (0)")
-    add("--logprobs", type=int, metavar="N", help=f"with the N likeliest, up to {MAX_LOGPROBS}")
-    add("--prompt-logprobs", type=int, metavar="N", help="the same for the prompt")
-    add(
-        "--skip-special-tokens",
-        action=argparse.BooleanOptionalAction,
-        help="leave special tokens out of the text (on)",
-    )
-
-
 def _add_run(group: Any) -> None:
     add = group.add_argument
     add("--run-seed", "--seed", type=int, default=0, metavar="N", help="seed of the run (0)")
@@ -210,18 +168,12 @@ def options_of(given: argparse.Namespace) -> GenerateOptions:
     Raises:
       SetupError: a value is out of bounds.
     """
-    sampling = {name: getattr(given, name) for name in _SAMPLING}
-    try:
-        params = SamplingParams(**{k: v for k, v in sampling.items() if v is not None})
-    except InvalidParameter as error:
-        flag = "--" + error.param.replace("_", "-")
-        raise SetupError(str(error).replace(error.param, flag, 1)) from None
     return GenerateOptions(
         checkpoint=given.checkpoint,
         input=tuple(given.input),
         output=given.output,
         tokenizer=given.tokenizer,
-        sampling=params,
+        sampling=sampling_params(given),
         engine=EngineOptions(
             numerics=given.numerics,
             slots=given.slots,

@@ -1,4 +1,5 @@
 import decimal
+import json
 
 import pyarrow as pa
 import pytest
@@ -106,6 +107,13 @@ def test_types_of_ids(kind):
         ("stop_token_ids", IDS),
         ("ignore_eos", pa.bool_()),
         ("logprobs", pa.null()),
+        ("bad_words", pa.list_(TEXT)),
+        ("allowed_token_ids", IDS),
+        ("logit_bias", TEXT),
+        ("logit_bias", pa.map_(pa.int32(), pa.float32())),
+        ("logit_bias", pa.struct([("7", pa.float64())])),
+        ("repetition_detection", TEXT),
+        ("repetition_detection", pa.struct([("max_pattern_size", pa.int8())])),
     ],
 )
 def test_types_of_parameters(name, kind):
@@ -135,6 +143,8 @@ def test_a_prompt_of_another_type_is_refused(name, kind):
         ("stop", pa.int64()),
         ("stop_token_ids", pa.int64()),
         ("ignore_eos", pa.int8()),
+        ("logit_bias", pa.float64()),
+        ("allowed_token_ids", pa.int64()),
         ("n", pa.timestamp("s")),
     ],
 )
@@ -244,6 +254,29 @@ def test_parameters_of_a_row():
     assert [row.params.temperature for row in rows] == [1.0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.map_(pa.int32(), pa.float32()),
+        pa.map_(pa.string(), pa.float64()),
+        pa.struct([("7", pa.float64()), ("50", pa.int64())]),
+        pa.string(),
+    ],
+)
+def test_a_bias_in_a_column(kind):
+    rows = [{"7": -2.5, "50": 4}, None, {"50": 1}]
+    if pa.types.is_map(kind):
+        key = int if pa.types.is_integer(kind.key_type) else str
+        rows = [None if r is None else [(key(k), v) for k, v in r.items()] for r in rows]
+    elif pa.types.is_string(kind):
+        rows = [None if r is None else json.dumps(r) for r in rows]
+    table = pa.table({"prompt": ["a", "b", "c"], "logit_bias": pa.array(rows, kind)})
+    good, errors = check(table)
+    assert errors == {}
+    biases = [row.params.logit_bias for row in good]
+    assert biases == [((7, -2.5), (50, 4.0)), (), ((50, 1.0),)]
+
+
 def test_a_bad_parameter_is_the_rows_own():
     table = pa.table({"prompt": ["a", "b", "c"], "max_tokens": [4, -1, 5]})
     rows, errors = check(table)
@@ -279,6 +312,11 @@ WILD = {
     "stop": (pa.list_(pa.binary()), st.none() | st.lists(PROMPTS, max_size=2)),
     "stop_token_ids": (IDS, st.none() | st.lists(st.none() | st.integers(-1, 9), max_size=2)),
     "ignore_eos": (pa.bool_(), st.none() | st.booleans()),
+    "bad_words": (pa.binary(), PROMPTS),
+    "logit_bias": (
+        pa.map_(pa.string(), pa.float64()),
+        st.none() | st.lists(st.tuples(st.text("57x", max_size=2), NUMBERS), max_size=2),
+    ),
 }
 
 

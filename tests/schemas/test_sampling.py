@@ -1,11 +1,13 @@
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.error import ErrorCode
+from schemas.repetition import RepetitionDetection
 from schemas.sampling import ALIASES, PARAM_NAMES, InvalidParameter, SamplingParams
 
 ANYTHING = st.one_of(
@@ -16,7 +18,7 @@ ANYTHING = st.one_of(
     st.text(max_size=4),
     st.binary(max_size=4),
     st.lists(st.integers() | st.text(max_size=3) | st.none(), max_size=3),
-    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+    st.dictionaries(st.text("5a", max_size=2), st.integers() | st.floats(), max_size=2),
 )
 
 
@@ -50,6 +52,27 @@ def test_defaults_are_vllms():
         ("top_p", 0),
         ("top_p", 1.01),
         ("top_k", -2),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", -3),
+        ("logit_bias", 7),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", {-1: 1}),
+        ("logit_bias", {7: "x"}),
+        ("logit_bias", {7: math.nan}),
+        ("logit_bias", [7]),
+        ("logit_bias", "{"),
+        pytest.param("logit_bias", "[" * 100_000, id="logit_bias-deep"),
+        pytest.param("logit_bias", {str(i): 1 for i in range(1025)}, id="logit_bias-long"),
+        ("allowed_token_ids", []),
+        ("allowed_token_ids", 5),
+        ("bad_words", [""]),
+        ("repetition_detection", 3),
+        ("repetition_detection", {"max_pattern_size": 3}),
+        ("repetition_detection", {"max_pattern_size": 3, "min_count": 1}),
+        ("repetition_detection", {"max_pattern_size": 3, "min_pattern_size": 4, "min_count": 2}),
+        ("repetition_detection", {"pattern": 3}),
         ("seed", 2**63),
         ("stop", [""]),
         ("stop", [7]),
@@ -70,7 +93,7 @@ def test_defaults_are_vllms():
 def test_out_of_bounds(name, value):
     found = fault(**{name: value})
     assert found.param == name
-    assert str(found).startswith(f"{name} must ")
+    assert re.match(f"{name} (must|has) ", str(found))
     error = found.row_error()
     assert (error.code, error.param) == (ErrorCode.INVALID_PARAMETER, name)
 
@@ -87,6 +110,45 @@ def test_values_are_put_in_one_form():
     assert SamplingParams(max_tokens=5.0) == SamplingParams(max_tokens=5)
     assert type(SamplingParams(temperature=1).temperature) is float
     assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {7: -2, 50: 300},
+        {"7": -2.0, "50": 100, "9": None},
+        [(7, -2), (50, math.inf)],
+        '{"50": 100, "7": -2}',
+    ],
+)
+def test_a_bias_may_come_in_several_forms(value):
+    assert SamplingParams(logit_bias=value).logit_bias == ((7, -2.0), (50, 100.0))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"max_pattern_size": 9, "min_count": 3},
+        {"max_pattern_size": 9.0, "min_pattern_size": None, "min_count": 3},
+        '{"max_pattern_size": 9, "min_pattern_size": 1, "min_count": 3}',
+        RepetitionDetection(max_pattern_size=9, min_pattern_size=1, min_count=3),
+    ],
+)
+def test_repetition_detection_may_come_in_several_forms(value):
+    found = SamplingParams(repetition_detection=value).repetition_detection
+    assert (found.max_pattern_size, found.min_pattern_size, found.min_count) == (9, 1, 3)
+    assert SamplingParams(repetition_detection={"max_pattern_size": 0}) == SamplingParams()
+
+
+def test_a_low_temperature_is_raised_as_in_vllm():
+    assert SamplingParams(temperature=1e-5).temperature == 0.01
+    assert SamplingParams(temperature=0).temperature == 0
+
+
+def test_early_stops_are_bounded():
+    many = range(3, 131)
+    assert fault(stop_token_ids=many, min_tokens=1).param == "stop_token_ids"
+    assert len(SamplingParams(stop_token_ids=many).stop_token_ids) == 128
 
 
 def test_a_long_value_does_not_fill_the_message():

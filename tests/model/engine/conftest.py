@@ -46,13 +46,13 @@ def greedy(name: str) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def engines():
-    """Engines on the golden model by options, made once."""
-    made: dict[EngineOptions, Engine] = {}
+    """Engines on the golden model, or another folder, by options, made once."""
+    made: dict[tuple[str, EngineOptions], Engine] = {}
 
-    def get(**options) -> Engine:
-        key = EngineOptions(**{"slots": 8, "prefill_rows": 64, **options})
+    def get(folder: str = str(GOLDEN), **options) -> Engine:
+        key = folder, EngineOptions(**{"slots": 8, "prefill_rows": 64, **options})
         if key not in made:
-            made[key] = Engine.from_checkpoint(str(GOLDEN), options=key)
+            made[key] = Engine.from_checkpoint(folder, options=key[1])
         return made[key]
 
     yield get

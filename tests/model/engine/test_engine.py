@@ -14,11 +14,8 @@ PROMPTS = [row["prompt"] for row in greedy("greedy_exact")]
 
 
 @pytest.fixture(scope="module")
-def engine(talking):
-    """An engine that can speak: the golden model with a tokenizer of its size."""
-    options = EngineOptions(numerics="float32", slots=8, prefill_rows=64)
-    with Engine.from_checkpoint(talking, options=options) as engine:
-        yield engine
+def engine(engines, talking):
+    return engines(talking, numerics="float32")
 
 
 def one(engine, prompt, **params):
@@ -161,7 +158,7 @@ def test_many_stopped_rows_leave_nothing_behind(engine):
         time.sleep(0.01)  # the engine hears of stop strings after the caller has its answer
     assert engine._loop.idle
     assert not engine._loop._samples
-    assert not engine._finisher._watchers
+    assert not engine._finisher._watches
     assert not engine._open
 
 
@@ -189,6 +186,20 @@ def test_cached_tokens_tell_what_a_batch_shares(engine):
         ((5, -1), {}, ErrorCode.TOKEN_ID_OUT_OF_RANGE, "prompt_token_ids"),
         ((5,), {"stop_token_ids": [4000]}, ErrorCode.TOKEN_ID_OUT_OF_RANGE, "stop_token_ids"),
         ((5,) * 250, {"max_tokens": 7}, ErrorCode.CONTEXT_LENGTH_EXCEEDED, "max_tokens"),
+        ((5,), {"logit_bias": {1024: 1}}, ErrorCode.TOKEN_ID_OUT_OF_RANGE, "logit_bias"),
+        (
+            (5,),
+            {"allowed_token_ids": [-0, 9999]},
+            ErrorCode.TOKEN_ID_OUT_OF_RANGE,
+            "allowed_token_ids",
+        ),
+        (
+            (5,),
+            {"allowed_token_ids": [2, 7], "stop_token_ids": [7], "min_tokens": 2},
+            ErrorCode.INVALID_PARAMETER,
+            "allowed_token_ids",
+        ),
+        ((5,), {"bad_words": ["a" * 3000]}, ErrorCode.INVALID_PARAMETER, "bad_words"),
     ],
 )
 def test_a_wrong_request_is_its_own_error(engine, prompt, params, code, param):
@@ -240,6 +251,8 @@ def test_text_needs_a_tokenizer(engines):
         engines(numerics="float32").generate(["text"])
     request = Request(prompt_token_ids=(5,), params=SamplingParams(stop="x"))
     assert engines(numerics="float32").submit(request).result().error.param == "stop"
+    request = Request(prompt_token_ids=(5,), params=SamplingParams(bad_words="x"))
+    assert engines(numerics="float32").submit(request).result().error.param == "bad_words"
 
 
 def test_counters_add_up(engine):

@@ -160,6 +160,15 @@ PARAMS = [
     SamplingParams(temperature=0.7, top_k=20, max_tokens=9, min_tokens=4),
     SamplingParams(temperature=1.3, max_tokens=17, prompt_logprobs=2, stop_token_ids=[5, 9]),
     SamplingParams(temperature=1.0, max_tokens=5, seed=11, n=3, ignore_eos=True),
+    SamplingParams(temperature=0, repetition_penalty=1.4, max_tokens=18, logprobs=2),
+    SamplingParams(frequency_penalty=1.1, presence_penalty=-0.5, max_tokens=22, n=2),
+    SamplingParams(temperature=1.5, min_p=0.05, bad_words=["e", " the", "in"], max_tokens=16),
+    SamplingParams(logit_bias={5: 7.5, 9: -100}, allowed_token_ids=range(3, 60), max_tokens=12),
+    SamplingParams(
+        logit_bias={70: 9.5},
+        repetition_detection={"max_pattern_size": 4, "min_count": 3},
+        max_tokens=30,
+    ),
 ]
 
 
@@ -177,9 +186,9 @@ def answer(output):
 
 
 @pytest.mark.parametrize("numerics", ["float32", "bf16"])
-def test_answers_do_not_depend_on_what_runs_beside_them(engines, numerics):
-    engine = engines(numerics=numerics)
-    order = list(range(25))
+def test_answers_do_not_depend_on_what_runs_beside_them(engines, talking, numerics):
+    engine = engines(talking, numerics=numerics)
+    order = list(range(30))
     together = [answer(f.result()) for f in engine.submit_all([ask(i) for i in order])]
     backwards = [answer(f.result()) for f in engine.submit_all([ask(i) for i in order[::-1]])]
     assert backwards[::-1] == together

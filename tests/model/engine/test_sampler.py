@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import hypothesis.strategies as st
@@ -7,15 +8,24 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
+from model.config import GROK_1
+from model.engine.request import Request
+from model.engine.rules import resolve
 from model.engine.sampler import (
-    Knobs,
+    Rows,
+    change_logits,
     describe,
     draw,
     filter_logits,
+    keep_min_p,
     keep_top_k,
     keep_top_p,
     sample,
 )
+from model.engine.state import empty_knobs, set_knobs
+from model.engine.tables import empty_tables
+from schemas.sampling import SamplingParams
+from tests.model.engine import plain
 
 LOGITS = arrays(
     np.float32,
@@ -25,24 +35,25 @@ LOGITS = arrays(
 )
 CALLS = settings(max_examples=60, deadline=None)
 
+keep_min_p = jax.jit(keep_min_p)
 keep_top_k = jax.jit(keep_top_k)
 keep_top_p = jax.jit(keep_top_p)
 describe = jax.jit(describe)
 sample = jax.jit(sample)
 
 
-def knobs(rows, **values):
-    filled = {
-        "key": np.zeros((rows, 2), np.uint32),
-        "position": np.zeros(rows, np.int32),
-        "temperature": np.ones(rows, np.float32),
-        "top_k": np.zeros(rows, np.int32),
-        "top_p": np.ones(rows, np.float32),
-        "banned": np.full((rows, 4), -1, np.int32),
-        "logprobs": np.full(rows, -1, np.int32),
-        **values,
-    }
-    return Knobs(**{name: jnp.asarray(value) for name, value in filled.items()})
+def rows(count, vocabulary=1, key=None, position=None, banned=None, **values):
+    """Rows of slots 0, 1, …, that do nothing but what ``values`` say."""
+    filled = dataclasses.replace(empty_knobs(count), temperature=np.ones(count, np.float32))
+    if key is not None:
+        values["key"] = key
+    return Rows(
+        knobs=dataclasses.replace(filled, **values),
+        position=np.zeros(count, np.int32) if position is None else position,
+        banned=np.full((count, 128), -1, np.int32) if banned is None else banned,
+        tables=empty_tables(count, vocabulary),
+        slot=np.arange(count, dtype=np.int32),
+    )
 
 
 @CALLS
@@ -81,17 +92,29 @@ def test_describe(logits, token):
         np.testing.assert_allclose(values, row[np.asarray(top)], atol=1e-4)
 
 
+@CALLS
+@given(LOGITS, arrays(np.float32, 4, elements=st.floats(0, 1, width=32)))
+def test_min_p(logits, p):
+    kept = np.asarray(keep_min_p(logits, p)) > -np.inf
+    for row, share, mask in zip(logits.astype(np.float64), p, kept, strict=True):
+        likely = plain.softmax(row)
+        clear = abs(likely - share * likely.max()) > 1e-6 * likely.max()
+        assert (mask == (likely >= share * likely.max()))[clear].all()
+        assert mask[row.argmax()]
+
+
 def test_temperature_zero_takes_the_first_of_the_likeliest():
     logits = np.array([[0, 3, 3, 1], [5, 0, 0, 5]], np.float32)
-    draws = sample(logits, knobs(2, temperature=np.zeros(2, np.float32)))
+    draws = sample(logits, rows(2, 4, temperature=np.zeros(2, np.float32)))
     assert draws.token.tolist() == [1, 0]
 
 
 def test_banned_tokens_are_not_drawn_but_keep_their_logprob():
     logits = np.zeros((2, 600), np.float32)
     logits[:, 7] = 50
-    banned = np.array([[7, -1, -1, -1], [-1, -1, -1, -1]], np.int32)
-    draws = sample(logits, knobs(2, banned=banned, logprobs=np.zeros(2, np.int32)))
+    banned = np.full((2, 128), -1, np.int32)
+    banned[0, 0] = 7
+    draws = sample(logits, rows(2, 600, banned=banned, logprobs=np.zeros(2, np.int32)))
     assert draws.token[0] != 7
     assert draws.token[1] == 7
     assert draws.rank[1] == 1
@@ -102,18 +125,67 @@ def test_a_row_draws_the_same_whatever_the_others_want():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(8, 700)).astype(np.float32) * 3
     key = rng.integers(0, 2**32, (8, 2), np.uint32)
-    alone = sample(logits, knobs(8, key=key))
-    others = {
-        "temperature": np.array([1, 0, 0.5, 2, 1, 1, 1, 1], np.float32),
-        "top_k": np.array([0, 0, 5, 0, 7, 0, 0, 0], np.int32),
-        "top_p": np.array([1, 1, 1, 0.3, 0.9, 1, 1, 1], np.float32),
-        "logprobs": np.array([-1, 3, -1, 0, 20, -1, -1, -1], np.int32),
-        "banned": np.array([[-1] * 4] * 6 + [[3, 4, 5, 6]] + [[-1] * 4], np.int32),
-    }
-    mixed = sample(logits, knobs(8, key=key, **others))
+    alone = sample(logits, rows(8, 700, key=key))
+    banned = np.full((8, 128), -1, np.int32)
+    banned[6, :4] = 3, 4, 5, 6
+    others = rows(
+        8,
+        700,
+        key=key,
+        banned=banned,
+        temperature=np.array([1, 0, 0.5, 2, 1, 1, 1, 1], np.float32),
+        top_k=np.array([0, 0, 5, 0, 7, 0, 0, 0], np.int32),
+        top_p=np.array([1, 1, 1, 0.3, 0.9, 1, 1, 1], np.float32),
+        min_p=np.array([0, 0, 0, 0.1, 0, 0, 0.2, 0], np.float32),
+        repetition=np.array([1, 1.5, 1, 1, 1, 1, 0.7, 1], np.float32),
+        presence=np.array([0, 0, 1, 0, 0, 0, 0, 0], np.float32),
+        frequency=np.array([0, 0, 0, 0, -1, 0, 0, 0], np.float32),
+        masked=np.array([0, 1, 0, 0, 0, 0, 1, 0], bool),
+        biases=np.array([0, 0, 0, 3, 0, 0, 0, 0], np.int32),
+        bad_tokens=np.array([0, 0, 3, 0, 0, 0, 0, 0], np.int32),
+        logprobs=np.array([-1, 3, -1, 0, 20, -1, -1, -1], np.int32),
+    )
+    # What is left in the tables of a slot from its former owner is nobody's.
+    tables = others.tables
+    tables.counts[:] = rng.integers(0, 2**16, tables.counts.shape, np.uint16)
+    tables.allowed[:] = rng.integers(0, 2**32, tables.allowed.shape, np.uint32)
+    tables.bias_ids[:], tables.biases[:] = rng.integers(0, 700, tables.bias_ids.shape), 5.0
+    tables.words[:], tables.first[:], tables.last[:] = tables.bias_ids, True, True
+    mixed = sample(logits, others)
     for row in (0, 5, 7):
         assert alone.token[row] == mixed.token[row]
         assert alone.logprob[row] == mixed.logprob[row]
+
+
+def test_what_no_row_asks_for_stands_behind_a_branch():
+    """Features cost nothing unused: on the way that is always taken, no row is edited or masked."""
+    jaxpr = jax.make_jaxpr(sample)(np.zeros((4, 600), np.float32), rows(4, 600))
+
+    def always(jaxpr):
+        for eqn in jaxpr.eqns:
+            inner = [p.jaxpr for p in eqn.params.values() if hasattr(p, "jaxpr")]
+            if eqn.primitive.name == "cond":
+                continue
+            if inner:
+                yield from (found for j in inner for found in always(j))
+            else:
+                yield eqn.primitive.name, max(v.aval.size for v in eqn.outvars)
+
+    whole_rows = {name for name, size in always(jaxpr.jaxpr) if size >= 4 * 600}
+    assert whole_rows <= {
+        "max",
+        "reduce_max",
+        "sub",
+        "exp",
+        "pad",
+        "reshape",
+        "ge",
+        "eq",
+        "is_finite",
+        "select_n",
+        "broadcast_in_dim",
+        "stop_gradient",
+    }, whole_rows
 
 
 def chi_square(counts, probabilities):
@@ -128,48 +200,69 @@ def chi_square(counts, probabilities):
     return (statistic - freedom) / np.sqrt(2 * freedom)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def count_draws(logits, seed, rounds):
-    """How often each token is drawn, over rows x rounds draws with a key each."""
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def count_draws(logits, seed, rounds, kinds=1):
+    """[kinds, V] how often each token is drawn by every so many-th row, with a key each."""
+    kind = jnp.arange(len(logits)) % kinds
 
     def body(i, counts):
-        rows = jnp.arange(len(logits), dtype=jnp.uint32)
-        key = jnp.stack([rows, jnp.full_like(rows, seed)], axis=-1)
+        row = jnp.arange(len(logits), dtype=jnp.uint32)
+        key = jnp.stack([row, jnp.full_like(row, seed)], axis=-1)
         token = draw(logits, key, jnp.full(len(logits), i, jnp.int32))
-        return counts.at[token].add(1)
+        return counts.at[kind, token].add(1)
 
-    return jax.lax.fori_loop(0, rounds, body, jnp.zeros(logits.shape[-1], jnp.int32))
+    return jax.lax.fori_loop(0, rounds, body, jnp.zeros((kinds, logits.shape[-1]), jnp.int32))
 
 
 def test_draws_have_the_right_distribution_over_a_large_vocabulary():
     rng = np.random.default_rng(1)
     logits = np.tile(rng.normal(size=131072).astype(np.float32) * 2, (64, 1))
-    counts = np.asarray(count_draws(logits, 3, 10000))
+    counts = np.asarray(count_draws(logits, 3, 10000))[0]
     weights = np.exp(logits[0].astype(np.float64))
     assert abs(chi_square(counts, weights / weights.sum())) < 5
 
 
-def test_filtered_draws_have_the_right_distribution():
+MIXED = [
+    SamplingParams(temperature=1.7, top_k=100, top_p=0.8),
+    SamplingParams(min_p=0.02),
+    SamplingParams(temperature=0.7, presence_penalty=1.5, frequency_penalty=-0.2),
+    SamplingParams(repetition_penalty=1.3, top_k=5000),
+    SamplingParams(logit_bias={7: 9.5, 8: -100, 131071: 11}, top_p=0.97),
+    SamplingParams(allowed_token_ids=range(100, 131072, 1000)),
+    SamplingParams(temperature=1.3, min_p=1e-4, top_k=2000, top_p=0.99, repetition_penalty=0.8),
+    SamplingParams(),
+]
+
+
+def test_mixed_filters_have_the_right_distributions_over_a_large_vocabulary():
+    vocabulary, copies, rounds = 131072, 8, 3000
     rng = np.random.default_rng(2)
-    row = rng.normal(size=1000).astype(np.float32) * 2
-    logits = np.tile(row, (256, 1))
-    some = knobs(
-        256,
-        temperature=np.full(256, 1.7, np.float32),
-        top_k=np.full(256, 100, np.int32),
-        top_p=np.full(256, 0.8, np.float32),
-    )
-    counts = np.asarray(count_draws(filter_logits(logits, some), 5, 400))
-    scaled = row.astype(np.float64) / 1.7
-    order = np.argsort(-scaled)[:100]
-    weights = np.exp(scaled[order])
-    weights /= weights.sum()
-    kept = order[: (weights.cumsum() < 0.8).sum() + 1]
-    probabilities = np.zeros(1000)
-    probabilities[kept] = np.exp(scaled[kept])
-    probabilities /= probabilities.sum()
-    assert counts[probabilities == 0].sum() == 0
-    assert abs(chi_square(counts, probabilities)) < 5
+    logits = rng.normal(size=vocabulary).astype(np.float32) * 2.5
+    prompt, drawn = (3, 4, 5), (4, 4, 9, 100, 131070)
+    count = len(MIXED) * copies
+    some = rows(count, vocabulary)
+    for row in range(count):
+        params = MIXED[row % len(MIXED)]
+        rules = resolve(Request(prompt_token_ids=prompt, params=params), GROK_1, 8192, None)
+        set_knobs(some.knobs, row, (row, 0), params, rules)
+        tables = some.tables
+        tables.counts[row] = np.bincount(drawn, minlength=vocabulary)
+        tables.counts[row, list(prompt)] |= 1 << 15
+        if rules.allowed is not None:
+            tables.allowed[row] = rules.allowed
+        for column, (token_id, bias) in enumerate(params.logit_bias):
+            tables.bias_ids[row, column], tables.biases[row, column] = token_id, bias
+    every = np.tile(logits, (count, 1))
+    filtered = filter_logits(change_logits(every, some), some.knobs)
+    tokens = np.asarray(sample(every, some).token)
+    assert (tokens == np.asarray(draw(filtered, some.knobs.key, some.position))).all()
+    counts = np.asarray(count_draws(filtered, 5, rounds, len(MIXED)))
+    for kind, params in enumerate(MIXED):
+        changed = plain.changed(logits, params, prompt, drawn)
+        exact = plain.softmax(plain.filtered(changed, params))
+        assert counts[kind].sum() == copies * rounds
+        assert counts[kind][exact == 0].sum() == 0, params
+        assert abs(chi_square(counts[kind], exact)) < 5, params
 
 
 def test_draws_of_neighbouring_keys_and_positions_are_unrelated():
