@@ -96,6 +96,16 @@ template: setup  ## write the Flex Template: TEMPLATE=gs://…/grok1.json IMAGE=
 run-template:  ## start a job from it: TEMPLATE=… REGION=… PARAMETERS=input=…,output=…
 	gcloud dataflow flex-template run grok1-$(shell date +%Y%m%d-%H%M%S) --template-file-gcs-location=$(TEMPLATE) --region=$(REGION) --parameters=$(PARAMETERS)
 
+$(VENV)-docs/.made: requirements-docs.lock pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	$(VENV)-docs/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: docs
+docs: $(VENV)-docs/.made  ## build the documentation's site in site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+
 .PHONY: lint
 lint: setup-dev  ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -114,9 +124,10 @@ lock: setup-dev  ## choose dependencies anew and write the lock files
 	$(COMPILE) --universal --extra s3 --extra gcs --extra report -o requirements.lock
 	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra dataflow --extra train --extra gguf --extra dev -c requirements.lock -o requirements-dev.lock
 	for kind in tpu gpu; do $(COMPILE) --python-platform x86_64-manylinux_2_36 --extra gcs --extra dataflow --extra $$kind -c requirements-dev.lock -o deploy/requirements-$$kind.lock || exit 1; done
+	$(COMPILE) --universal --extra docs -c requirements-dev.lock -o requirements-docs.lock
 	$(COMPILE) --universal --extra lm-eval --extra dev -c requirements-dev.lock -o requirements-lm-eval.lock
 	$(COMPILE) --universal --extra aot --extra dev -c requirements-dev.lock -o requirements-aot.lock
 
 .PHONY: clean
 clean:  ## remove what these targets made
-	rm -rf $(VENV) $(VENV)-lm-eval $(VENV)-aot $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* $(DEMO) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,44 @@
+"""Fills pages of the site from the source, so that they cannot drift from it."""
+
+import argparse
+import dataclasses
+import re
+
+from pipeline.cli import _parser
+from schemas.error import REMEDIES, ErrorCode
+from schemas.sampling import SamplingParams
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Replaces each ``<!-- generated: NAME -->`` by what NAME makes."""
+    makers = {"commands": commands, "errors": errors, "sampling": sampling}
+    return re.sub(r"<!-- generated: (\w+) -->", lambda m: makers[m.group(1)](), markdown)
+
+
+def commands() -> str:
+    """Every command's own help."""
+    parser = _parser()
+    subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    pages = []
+    for name, command in subparsers.choices.items():
+        pages.append(f"## grok1 {name}\n\n```text\n{command.format_help().strip()}\n```\n")
+    return "\n".join(pages)
+
+
+def errors() -> str:
+    """A row a code, with what the user can do."""
+    rows = [f"| `{code}` | {REMEDIES[code]} |" for code in ErrorCode]
+    return "\n".join(["| code | what to do |", "|---|---|", *rows])
+
+
+def sampling() -> str:
+    """A row a parameter, from the docstring that defines it."""
+    text = re.search(r"Attributes:\n(.*?)\n\n", SamplingParams.__doc__ or "", re.DOTALL)
+    described = dict(
+        re.findall(r"^      (\w+): (.*?)(?=^      \w+: |\Z)", text.group(1) + "\n", re.M | re.S)
+    )
+    rows = []
+    for field in dataclasses.fields(SamplingParams):
+        meaning = " ".join(described[field.name].split())
+        rows.append(f"| `{field.name}` | `{field.default!r}` | {meaning} |")
+    return "\n".join(["| parameter | default | meaning |", "|---|---|---|", *rows])
