@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from model.checkpoint import files
 from model.config import Grok1Config
 from model.params import Param, Tensor
+from schemas.error import SetupError
 
 _END_BYTES = 64 << 10
 
@@ -165,3 +167,18 @@ def first_names(names: Sequence[str]) -> str:
     """The first few of many names, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def parse_object(text: bytes, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      SetupError: the text is none.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SetupError(f"{where} is not readable as JSON: {str(error)[:80]}") from None
+    if not isinstance(found, dict):
+        raise SetupError(f"{where} is no JSON object")
+    return found

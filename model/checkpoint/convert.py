@@ -14,8 +14,10 @@ import numpy as np
 
 from model.checkpoint import files
 from model.checkpoint.base import HostTensor, ReadParts
+from model.checkpoint.huggingface import HuggingFaceCheckpoint
 from model.checkpoint.int4 import pack_int4
 from model.checkpoint.journal import Journal, Sums
+from model.checkpoint.quantize_int8 import Recovery
 from model.checkpoint.recode import read_as
 from model.checkpoint.source import open_checkpoint
 from model.checkpoint.store import TOKENIZER, StoreCheckpoint
@@ -46,6 +48,8 @@ class Conversion:
       nbytes: size of its tensor files.
       files: how many these are.
       resumed: how many of them were there before.
+      groups: scale groups that were made of a port's numbers.
+      exact_groups: those of them that give these numbers back, bit for bit.
       seconds: that writing took.
       verify_seconds: that reading again and comparing took.
       peak_bytes: most memory that the process held.
@@ -59,6 +63,8 @@ class Conversion:
     nbytes: int
     files: int
     resumed: int
+    groups: int
+    exact_groups: int
     seconds: float
     verify_seconds: float
     peak_bytes: int
@@ -109,6 +115,7 @@ def convert(
     resumed = len(journal.done)
     _write_files(read, url, planned, journal, progress)
     index = dataclasses.replace(index, checksums={f.name: journal.done[f.name] for f in planned})
+    recovery = source.recovery if isinstance(source, HuggingFaceCheckpoint) else Recovery()
     written = time.perf_counter()
     store = StoreCheckpoint(url, index)
     _verify_files(store, planned, journal, progress)
@@ -126,6 +133,8 @@ def convert(
         nbytes=store.nbytes,
         files=len(planned),
         resumed=resumed,
+        groups=recovery.groups,
+        exact_groups=recovery.exact,
         seconds=written - started,
         verify_seconds=time.perf_counter() - written,
         peak_bytes=peak_bytes(),

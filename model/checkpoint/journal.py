@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.checkpoint import files
+from model.checkpoint.base import parse_object
 from model.checkpoint.store import JOURNAL
-from model.checkpoint.store_index import INDEX, StoreIndex, are_checksums_of, parse, read_index
+from model.checkpoint.store_index import INDEX, StoreIndex, are_checksums_of, read_index
 from model.checkpoint.store_plan import FILE, SUFFIX, StoreFile
 from schemas.error import SetupError
 
@@ -101,7 +102,7 @@ class Journal:
 
     def _read(self, name: str) -> dict[str, Any]:
         url = files.join(self._folder, name)
-        return parse(files.read_bytes(url, _RECORD_BYTES), files.redact(url))
+        return parse_object(files.read_bytes(url, _RECORD_BYTES), files.redact(url))
 
     def _write(self, name: str, content: Any) -> None:
         files.write_bytes(files.join(self._folder, name), json.dumps(content).encode())

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from model.checkpoint.base import Checkpoint, HostTensor, ReadParts
+from model.checkpoint.huggingface import HuggingFaceCheckpoint
 from model.checkpoint.quantize_int4 import quantize_int4
 from model.params import Param, Tensor, declare
 from schemas.error import SetupError
@@ -16,7 +17,8 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 def read_as(checkpoint: Checkpoint, weights: str) -> ReadParts:
     """A ``read_parts`` for tensors as ``declare(config, weights)`` declares them.
 
-    4-bit weights and numbers are made of 8-bit ones. Whatever a device's part needs is in it.
+    4-bit weights and numbers are made of 8-bit ones, a port's numbers taken as they are. All that a
+    device's part is made of is in the same part of what is read.
 
     Args:
       checkpoint: what is read.
@@ -28,6 +30,8 @@ def read_as(checkpoint: Checkpoint, weights: str) -> ReadParts:
     declared = declare(checkpoint.config, checkpoint.weights)
     if weights == checkpoint.weights:
         return checkpoint.read_parts
+    if weights == "bf16" and isinstance(checkpoint, HuggingFaceCheckpoint):
+        return checkpoint.as_numbers().read_parts
     if checkpoint.weights != "int8":
         raise SetupError(
             f"{checkpoint.url} holds {checkpoint.weights} weights, of which no {weights} ones are "

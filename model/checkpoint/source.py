@@ -2,13 +2,14 @@
 
 from model.checkpoint import files
 from model.checkpoint.base import Checkpoint, HostTensor
+from model.checkpoint.huggingface import HuggingFaceCheckpoint
 from model.checkpoint.release import ReleaseCheckpoint
 from model.checkpoint.store import StoreCheckpoint
 from schemas.error import SetupError
 
 __all__ = ["Checkpoint", "HostTensor", "open_checkpoint"]
 
-_KINDS = (StoreCheckpoint, ReleaseCheckpoint)
+_KINDS = (StoreCheckpoint, ReleaseCheckpoint, HuggingFaceCheckpoint)
 """Each has ``find(url)``, which gives the checkpoint there, or None if it is of another kind."""
 
 
@@ -17,7 +18,8 @@ def open_checkpoint(url: str) -> Checkpoint:
 
     Args:
       url: a folder that ``grok1 convert`` wrote; or one with ``ckpt-0/`` and, if it is not Grok-1's
-        own, ``config.json``; or ``ckpt-0`` itself. ``tokenizer.model`` may lie beside the config.
+        own, ``config.json``; or ``ckpt-0`` itself; or one with the safetensors files of a port to
+        Hugging Face. ``tokenizer.model`` may lie beside the config.
 
     Raises:
       SetupError: there is no checkpoint, it cannot be read, or its config is wrong.
@@ -28,6 +30,6 @@ def open_checkpoint(url: str) -> Checkpoint:
             return checkpoint
     lack = "holds no checkpoint" if files.exists(url) else "does not exist"
     raise SetupError(
-        f"{files.redact(url)} {lack}: give the folder that holds ckpt-0 with its tensor files, or "
-        "one that grok1 convert wrote"
+        f"{files.redact(url)} {lack}: give the folder that holds ckpt-0 with its tensor files, "
+        "one that grok1 convert wrote, or one of safetensors files"
     )

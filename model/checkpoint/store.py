@@ -204,10 +204,7 @@ class StoreCheckpoint:
         pieces = [p for p in file.pieces if p.tensor == tensor and p.index == index]
         buffer = files.empty(sum(piece.nbytes for piece in pieces))
 
-        def place(at: int, size: int) -> np.ndarray:
-            return buffer[at : at + size]
-
-        self._read_pieces(file, pieces, place)
+        self._read_pieces(file, pieces, lambda at, size: buffer[at : at + size])
         cut = pieces[0].nbytes
         values = buffer[:cut].view(pieces[0].dtype).reshape(pieces[0].shape)
         if tensor.param.stored == "int4":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from model.checkpoint import files
+from model.checkpoint.base import parse_object
 from model.checkpoint.store_plan import BLOCK_BYTES, StoreFile, plan_files
 from model.config import Grok1Config
 from schemas.error import SetupError
@@ -79,7 +80,7 @@ class StoreIndex:
           SetupError: it is none, or of another version; or its checksums are not those of the files
             that its config, weights and shards ask for.
         """
-        head = parse(text, where)
+        head = parse_object(text, where)
         if head.get("format") != _FORMAT:
             raise SetupError(f"{where} is no index of a store: convert the checkpoint again")
         if head.get("version") != _VERSION or head.get("block_bytes") != BLOCK_BYTES:
@@ -114,21 +115,6 @@ def read_index(url: str) -> StoreIndex:
     """
     where = files.join(url, INDEX)
     return StoreIndex.from_json(files.read_bytes(where, _INDEX_BYTES), files.redact(where))
-
-
-def parse(text: bytes, where: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-      SetupError: the text is none.
-    """
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SetupError(f"{where} is not readable as JSON: {str(error)[:80]}") from None
-    if not isinstance(found, dict):
-        raise SetupError(f"{where} is no JSON object")
-    return found
 
 
 def _mapping(head: Mapping[str, Any], key: str) -> dict[str, Any]:

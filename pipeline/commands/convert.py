@@ -55,6 +55,11 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
         f"written in {done.seconds:,.1f} s, read again and compared in "
         f"{done.verify_seconds:,.1f} s; peak memory {done.peak_bytes / 1e9:,.2f} GB"
     )
+    if done.groups:
+        print(
+            f"{done.exact_groups:,} of {done.groups:,} scale groups give the numbers of the source "
+            "back bit for bit"
+        )
     return 0
 
 
