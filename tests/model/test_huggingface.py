@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -19,8 +20,12 @@ from model.checkpoint.recode import dequantize, read_as
 from model.checkpoint.source import open_checkpoint
 from model.config import GROK_1
 from model.params import tensors
+from model.placement import load_params
 from pipeline.cli import main
 from schemas.error import SetupError
+from tests.model import reference
+from tests.model.engine.conftest import truth
+from tests.model.engine.test_golden import Forward
 from tests.model.ports import HPCAI, KEYFAN, port_arrays, port_values, write_port
 
 PORTS = {"hpcai": HPCAI, "keyfan": KEYFAN}
@@ -31,6 +36,21 @@ def port(request, tiny, tmp_path_factory) -> str:
     """The golden checkpoint as each port has it."""
     folder = tmp_path_factory.mktemp(request.param)
     return write_port(folder, port_arrays(tiny, PORTS[request.param]), port_values(tiny))
+
+
+@functools.cache
+def compiled() -> Forward:
+    return Forward()
+
+
+def forward_pass(checkpoint) -> Forward:
+    """The network in float32, compiled once, with a checkpoint's weights."""
+    forward = compiled()
+    plan = forward.plan
+    forward.params = load_params(
+        checkpoint.read_parts, plan.config, plan.mesh, plan.numerics, plan.layout
+    )
+    return forward
 
 
 @pytest.fixture
@@ -70,6 +90,19 @@ def test_devices_read_parts_of_the_whole(port, count):
         if axis is not None:
             (last,) = checkpoint.read_parts(tensor, count, [count - 1])
             np.testing.assert_array_equal(last.values, parts[-1].values)
+
+
+def test_the_forward_pass(port, tiny):
+    """Logits are those of the port's own numbers; the release's but for what bfloat16 rounds."""
+    ours, release = open_checkpoint(port), open_checkpoint(tiny)
+    tokens = truth("exact").sequences[1]
+    weights = reference.dequantized(ours)
+    want = reference.logits(ours.config, weights, tokens)
+    found = forward_pass(ours).error(tokens, want)
+    assert found < 1e-4
+    # Embedding, router and norms, rounded to eight bits, move logits by about a hundredth.
+    released = reference.logits(release.config, reference.dequantized(release), tokens)
+    assert np.linalg.norm(want - released) < 0.03 * np.linalg.norm(released)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
