@@ -43,8 +43,13 @@ def rounded_to_nearest(weights: np.ndarray, groups: int) -> np.ndarray:
     return (np.rint(grouped / np.where(scale, scale, 1)) * scale).reshape(weights.shape)
 
 
+def normal(weight: float) -> float:
+    """Nothing so small that its squares have no precision left."""
+    return weight if abs(weight) > 1e-6 else 0.0
+
+
 @given(
-    weights=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=24),
+    weights=st.lists(st.floats(-100, 100, width=32).map(normal), min_size=2, max_size=24),
     size=st.integers(-60, 40),
 )
 def test_no_scale_near_the_largest_weights_loses_less(weights, size):
