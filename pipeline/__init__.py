@@ -11,6 +11,7 @@ _HOMES = {
     "Grok1ModelHandler": "pipeline.handler",
     "Job": "pipeline.prepare",
     "ReadPrompts": "pipeline.job",
+    "ScoreOptions": "pipeline.options",
     "WriteCompletions": "pipeline.job",
     "build_pipeline": "pipeline.job",
     "model_handler": "pipeline.job",

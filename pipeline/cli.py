@@ -16,6 +16,7 @@ OK, FAILED, SETUP, ROW_ERRORS, BUDGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _COMMANDS = (
     "generate",
+    "score",
     "plan",
     "report",
     "status",

@@ -34,6 +34,7 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
         tokenizer: str | None = None,
         options: EngineOptions | None = None,
         identity: str | None = None,
+        scores_only: bool = False,
     ) -> None:
         """Args: see ``registry.EngineSettings``."""
         super().__init__()
@@ -42,6 +43,7 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
             tokenizer=tokenizer,
             options=options or EngineOptions(),
             identity=identity,
+            scores_only=scores_only,
         )
 
     def load_model(self) -> "EngineHandle":

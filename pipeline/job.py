@@ -80,6 +80,7 @@ def model_handler(job: Job) -> Grok1ModelHandler:
         tokenizer=job.tokenizer,
         options=job.engine,
         identity=job.settings["checkpoint"],
+        scores_only=job.options.task == "score",
     )
 
 

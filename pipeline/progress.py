@@ -65,6 +65,7 @@ class Line:
     def __init__(self, job: Job, first: Reading) -> None:
         """``first`` is the reading before the run began, that others are compared with."""
         self._rows, self._done_before = job.rows, job.rows_done
+        self._scores = job.options.task == "score"
         self._first = first
         self._window: collections.deque[Reading] = collections.deque([first])
         self._rows_began: float | None = None
@@ -79,8 +80,7 @@ class Line:
         words = [f"{done:,} of {self._rows:,} rows ({done / max(1, self._rows):.0%})"]
         if errored := now.errored - self._first.errored:
             words.append(f"{errored:,} errored")
-        drawn = now.stats.decode_rows_used - self._first.stats.decode_rows_used
-        if not drawn:
+        if not _tokens_made(now) - _tokens_made(self._first):
             return " · ".join([*words, *_preparation(now)])
         words += self._rates(now)
         if (left := self._seconds_left(now, done)) is not None:
@@ -94,10 +94,10 @@ class Line:
         def gain(name: str) -> int:
             return getattr(now.stats, name) - getattr(then.stats, name)
 
-        rates = [
-            f"{gain('prefilled_tokens') / seconds:,.0f} prompt tokens/s",
-            f"{gain('decode_rows_used') / seconds:,.0f} completion tokens/s",
-        ]
+        rates = [f"{gain('prefilled_tokens') / seconds:,.0f} prompt tokens/s"]
+        kind = "scored" if self._scores else "completion"
+        made = _tokens_made(now) - _tokens_made(then)
+        rates.append(f"{made / seconds:,.0f} {kind} tokens/s")
         if rows := gain("decode_rows"):
             rates.append(f"slots {gain('decode_rows_used') / rows:.0%} full")
         return rates
@@ -111,9 +111,14 @@ class Line:
         return (self._rows - done) * (now.at - self._rows_began) / answered if answered else None
 
     def _answered(self, now: Reading) -> int:
-        answered = now.stats.requests - self._first.stats.requests
         committed = now.committed - self._first.committed
+        # A row to score may be several requests, or share one with others.
+        answered = 0 if self._scores else now.stats.requests - self._first.stats.requests
         return min(max(answered, committed), self._rows - self._done_before)
+
+
+def _tokens_made(now: Reading) -> int:
+    return now.stats.decode_rows_used + now.stats.scored_tokens
 
 
 def _preparation(now: Reading) -> list[str]:

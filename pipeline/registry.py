@@ -30,12 +30,14 @@ class EngineSettings:
       tokenizer: SentencePiece model; None takes the checkpoint's, if it has one.
       options: the engine's settings.
       identity: what the checkpoint's identity must be, or None for any.
+      scores_only: whether only scoring is foreseen; any engine will do for it.
     """
 
     checkpoint: str
     tokenizer: str | None = None
     options: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     identity: str | None = None
+    scores_only: bool = dataclasses.field(default=False, compare=False)
 
 
 def engine_settings(job: "Job") -> EngineSettings:
@@ -45,6 +47,7 @@ def engine_settings(job: "Job") -> EngineSettings:
         tokenizer=job.tokenizer,
         options=job.engine,
         identity=job.settings["checkpoint"],
+        scores_only=job.options.task == "score",
     )
 
 
@@ -87,6 +90,7 @@ def load_engine(settings: EngineSettings) -> "Engine":
             tokenizer=settings.tokenizer,
             options=settings.options,
             progress=_note_phase,
+            scores_only=settings.scores_only,
         )
     finally:
         _phases.clear()

@@ -97,6 +97,7 @@ class Engine:
         layout: Layout | None = None,
         devices: Sequence[jax.Device] | None = None,
         progress: Progress = lambda phase, done, total: None,
+        scores_only: bool = False,
     ) -> "Engine":
         """Loads a checkpoint onto the devices, and compiles the steps meanwhile.
 
@@ -107,11 +108,13 @@ class Engine:
           layout: how weights lie in memory; by default the backend's.
           devices: to choose from; by default all that are present.
           progress: told of loading (bytes) and compiling (steps).
+          scores_only: compile what scoring needs, and the rest only if it is asked for after all.
 
         Raises:
           SetupError: checkpoint, tokenizer, options and devices do not go together.
         """
-        return cls(*load(url, tokenizer, options or EngineOptions(), layout, devices, progress))
+        options = options or EngineOptions()
+        return cls(*load(url, tokenizer, options, layout, devices, progress, scores_only))
 
     def submit(self, request: Request) -> Future[RequestOutput]:
         """Queues a request; a fault of the request is its answer's ``error``.

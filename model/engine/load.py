@@ -30,6 +30,7 @@ def load(
     layout: Layout | None,
     devices: Sequence[jax.Device] | None,
     progress: Progress,
+    scores_only: bool,
 ) -> tuple[Params, Plan, CompiledSteps, Tokenizer | None, float]:
     """Loads a checkpoint and compiles meanwhile; see ``Engine.from_checkpoint``.
 
@@ -49,7 +50,9 @@ def load(
     compiled = CompiledSteps(plan)
     with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
         compiling = pool.submit(
-            compiled.prepare, lambda done, total: progress("compiling", done, total)
+            compiled.prepare,
+            lambda done, total: progress("compiling", done, total),
+            scores_only,
         )
         started = time.perf_counter()
         params = _load(checkpoint, plan, mesh, progress)

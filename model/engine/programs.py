@@ -169,7 +169,7 @@ def steps(plan: Plan) -> dict[str, Step]:
 
 
 class CompiledSteps(Mapping[str, Callable[..., Any]]):
-    """The steps of a plan, compiled: those that every engine needs ahead, others when asked for.
+    """The steps of a plan, compiled: those that are foreseen ahead, the others when asked for.
 
     Attributes:
       seconds: spent on compiling so far.
@@ -181,10 +181,11 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
         self._compiled: dict[str, Callable[..., Any]] = {}
         self.seconds = 0.0
 
-    def prepare(self, progress: Callable[[int, int], None]) -> None:
+    def prepare(self, progress: Callable[[int, int], None], scores_only: bool = False) -> None:
         """Compiles side by side: each step takes one core most of the time."""
         started = time.perf_counter()
-        names = [name for name in self._steps if name not in _SELDOM]
+        drawing = [name for name in self._steps if name not in _SELDOM]
+        names = ["score", "copy_pages"] if scores_only else drawing
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="grok1-compile") as pool:
             futures = {pool.submit(self._compile, name): name for name in names}
             for done, future in enumerate(as_completed(futures), 1):

@@ -67,6 +67,7 @@ def _checkpoint(url: str, as_json: bool) -> int:
 def _output(folder: Any, as_json: bool) -> int:
     from pipeline.cli import FAILED, OK, ROW_ERRORS
     from pipeline.finalize import survey
+    from pipeline.report import terminal
 
     found, _ = survey(folder)
     if as_json:
@@ -74,21 +75,18 @@ def _output(folder: Any, as_json: bool) -> int:
     else:
         totals, settings = found["totals"], found["settings"]
         _print(
-            f"completions in {found['url']}",
+            f"{terminal.RESULTS[settings['task']]} in {found['url']}",
             {
                 "run": f"{found['run_id']}, {found['state']}",
                 "parts": f"{found['parts_present']:,} of {found['parts']:,}",
                 "rows": f"{totals['rows_in']:,} of {found['rows']:,} in = {totals['succeeded']:,} "
                 f"succeeded + {totals['errored']:,} errored; {totals['rows_out']:,} out",
-                "tokens": f"{totals['prompt_tokens']:,} prompt, "
-                f"{totals['completion_tokens']:,} completion",
+                **terminal.token_facts(totals, settings["task"]),
                 "errors": ", ".join(f"{k} {v:,}" for k, v in totals["errors"].items()) or "none",
                 "files": f"{len(found['file_errors']):,} could not be read, or not wholly",
                 "checkpoint": settings["checkpoint"],
                 "numerics": settings["numerics"],
-                "sampling": f"temperature {settings['temperature']:g}, top_p "
-                f"{settings['top_p']:g}, max_tokens {settings['max_tokens']}, "
-                f"run_seed {settings['run_seed']}",
+                **_sampling(settings),
             },
             found["faults"],
         )
@@ -96,6 +94,15 @@ def _output(folder: Any, as_json: bool) -> int:
         return FAILED
     errored = found["totals"]["errored"] or found["file_errors"]
     return OK if found["state"] == "complete" and not errored else ROW_ERRORS
+
+
+def _sampling(settings: dict[str, Any]) -> dict[str, str]:
+    if "temperature" not in settings:
+        return {}
+    return {
+        "sampling": f"temperature {settings['temperature']:g}, top_p {settings['top_p']:g}, "
+        f"max_tokens {settings['max_tokens']}, run_seed {settings['run_seed']}"
+    }
 
 
 def _print(title: str, facts: dict[str, str], faults: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pipeline.cli import OK, Failed
 from pipeline.commands import run
 from pipeline.dataflow import options as dataflow
 from pipeline.estimate.cost import read_rates
-from pipeline.options import GenerateOptions
+from pipeline.options import JobOptions
 from pipeline.prepare import check_job, prepare_job
 from pipeline.report import terminal
 from schemas.error import SetupError
@@ -30,8 +30,8 @@ class Remote:
     detach: bool = False
 
 
-def generate(
-    options: GenerateOptions,
+def run_job(
+    options: JobOptions,
     beam_arguments: Sequence[str],
     *,
     remote: Remote,
@@ -56,11 +56,11 @@ def generate(
     for field in dataclasses.fields(remote):
         if getattr(remote, field.name):
             raise SetupError(f"--{field.name} is for Dataflow; add --runner=DataflowRunner")
-    return run.generate(options, beam_arguments, report=report, debug=debug)
+    return run.run_job(options, beam_arguments, report=report, debug=debug)
 
 
 def _on_dataflow(
-    options: GenerateOptions,
+    options: JobOptions,
     beam_arguments: Sequence[str],
     remote: Remote,
     report: bool,

@@ -1,4 +1,4 @@
-"""What ``grok1 generate`` does, once its arguments are understood."""
+"""What ``grok1 generate`` and ``grok1 score`` do, once their arguments are understood."""
 
 import contextlib
 import re
@@ -10,7 +10,7 @@ from model.checkpoint import files
 from pipeline import preemption
 from pipeline.cli import FAILED, INTERRUPTED, OK, ROW_ERRORS, Failed
 from pipeline.finalize import read_manifest
-from pipeline.options import GenerateOptions
+from pipeline.options import JobOptions
 from pipeline.prepare import Job, prepare_job
 from pipeline.report import terminal
 from schemas.error import SetupError
@@ -19,8 +19,8 @@ _FRAME = re.compile(r'^  File ".*", line \d+, in .*$', re.MULTILINE)
 _FAULT = re.compile(r"^(?:[\w.]+\.)?(?P<kind>\w+): (?P<reason>.*)", re.MULTILINE | re.DOTALL)
 
 
-def generate(
-    options: GenerateOptions, beam_arguments: Sequence[str], *, report: bool = True, debug: bool
+def run_job(
+    options: JobOptions, beam_arguments: Sequence[str], *, report: bool = True, debug: bool
 ) -> int:
     """Sets the job up, runs what is missing, and tells the result; returns the exit code.
 

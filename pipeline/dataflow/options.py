@@ -11,7 +11,7 @@ from model.checkpoint.source import open_checkpoint
 from model.config import Grok1Config
 from model.machines import cache_bytes_per_token, weight_bytes
 from pipeline.dataflow.profiles import Profile, find_profile
-from pipeline.options import GenerateOptions
+from pipeline.options import JobOptions
 from schemas.error import SetupError
 
 HARNESS_THREADS = 8
@@ -53,7 +53,7 @@ def is_dataflow(arguments: Sequence[str]) -> bool:
 
 
 def prepare(
-    options: GenerateOptions,
+    options: JobOptions,
     arguments: Sequence[str],
     *,
     machine: str | None,
@@ -171,7 +171,7 @@ def check_fits(
     raise SetupError(f"--machine {machine.name}: the model does not fit: {figures}; {remedy}")
 
 
-def _check_remote(options: GenerateOptions) -> None:
+def _check_remote(options: JobOptions) -> None:
     named = [
         ("--checkpoint", options.checkpoint),
         *(("--input", url) for url in options.input),

@@ -93,6 +93,11 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
     if not checked["parts_present"]:
         raise SetupError(f"{files.redact(output)} holds no part yet; wait for the first chunk")
     job = json.loads(folder.read(JOB) or b"{}")
+    if job["settings"]["task"] != "generate":
+        raise SetupError(
+            f"{files.redact(output)} holds scores, and a report is about completions; see "
+            "grok1 inspect, and the columns logprob and perplexity"
+        )
     vocabulary = _tokenizer(tokenizer, job)
     prefix = job["settings"].get("output_prefix", "")
     statistics, errors = RowStatistics(), dict[str, list[ErrorExample]]()

@@ -1,6 +1,6 @@
 """What a run came to, as tables for a person."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -11,10 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from model.checkpoint import files
+from model.evaluation import perplexity
 from pipeline.plan import is_part
 from pipeline.prepare import Job
 from pipeline.storage import Folder, open_parquet
 from schemas.completion import SUCCEEDED
+
+RESULTS = {"generate": "completions", "score": "scores"}
+"""What a task's output is called."""
+
+HEADINGS = {
+    "generate": ("prompt", "completion", "end"),
+    "score": ("context", "continuation", "logprob"),
+}
+"""Of the rows that are shown."""
 
 _SAMPLES = 5
 _CELL = 160
@@ -34,7 +44,7 @@ def set_up_line(job: Job) -> str:
 
 
 def print_summary(job: Job, manifest: Mapping[str, Any], counters: Mapping[str, int]) -> None:
-    """Prints totals, conservation, errors and speed, and a few completions.
+    """Prints totals, conservation, errors and speed, and a few rows.
 
     Args:
       job: the job.
@@ -43,13 +53,15 @@ def print_summary(job: Job, manifest: Mapping[str, Any], counters: Mapping[str, 
     """
     console = Console()
     totals = summary_table(manifest, counters)
-    title = f"completions in {files.redact(job.options.output)}"
+    title = f"{RESULTS[job.options.task]} in {files.redact(job.options.output)}"
     console.print(Panel(totals, title=Text(title), box=box.ROUNDED, expand=False))
-    samples = list(first_completions(job.folder, job))
+    first = first_scores if job.options.task == "score" else first_completions
+    headings = HEADINGS[job.options.task]
+    samples = list(first(job.folder, job))
     if samples:
-        table = Table("prompt", "completion", "end", box=box.SIMPLE_HEAD, pad_edge=False)
-        for prompt, completion, reason in samples:
-            table.add_row(Text(prompt, "dim"), Text(completion), Text(reason, "dim"))
+        table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
+        for before, answer, about in samples:
+            table.add_row(Text(before, "dim"), Text(answer), Text(about, "dim"))
         console.print(table)
 
 
@@ -64,11 +76,8 @@ def summary_table(manifest: Mapping[str, Any], counters: Mapping[str, int]) -> T
         f"{m['rows_in']:,} in = {m['succeeded']:,} succeeded + {m['errored']:,} errored; "
         f"{m['rows_out']:,} out",
     )
-    table.add_row(
-        "tokens",
-        f"{m['prompt_tokens']:,} prompt ({m['cached_tokens']:,} shared), "
-        f"{m['completion_tokens']:,} completion",
-    )
+    for name, fact in token_facts(m, m["settings"]["task"]).items():
+        table.add_row(name, fact)
     if m["finish_reasons"]:
         table.add_row("ended by", _tally(m["finish_reasons"]))
     if m["errors"]:
@@ -84,26 +93,67 @@ def summary_table(manifest: Mapping[str, Any], counters: Mapping[str, int]) -> T
     return table
 
 
+def token_facts(totals: Mapping[str, Any], task: str) -> dict[str, str]:
+    """What was read and made, in tokens."""
+    t = totals
+    if task != "score":
+        return {
+            "tokens": f"{t['prompt_tokens']:,} prompt ({t['cached_tokens']:,} shared), "
+            f"{t['completion_tokens']:,} completion"
+        }
+    facts = {
+        "tokens": f"{t['prompt_tokens']:,} context ({t['cached_tokens']:,} shared), "
+        f"{t['scored_tokens']:,} scored"
+    }
+    if t["scored_tokens"]:
+        text = f"{perplexity(t['logprob'], t['scored_tokens']):.4g} a token"
+        if t["text_bytes"]:
+            text += f", {perplexity(t['text_logprob'], t['text_bytes']):.4g} a byte"
+        facts["perplexity"] = f"{text}; {_number(t['greedy'], 'continuation')} greedy"
+    return facts
+
+
 def first_completions(folder: Folder, job: Job) -> Iterator[tuple[str, str, str]]:
     """The first few: prompt, completion, and what ended it, made safe for a terminal."""
-    prefix, names = job.options.output_prefix, job.output.schema.names
-    prompts = [
-        names[job.input_schema.get_field_index(role)]
-        for role in (job.roles.prompt, job.roles.prompt_token_ids)
-        if role is not None
-    ]
-    added = [prefix + name for name in ("status", "text", "token_ids", "finish_reason")]
+    roles = (job.roles.prompt, job.roles.prompt_token_ids)
+    for row, added in _first_rows(folder, job, roles, ("text", "token_ids", "finish_reason")):
+        prompt = next(value for value in row if value is not None)
+        text, ids, reason = added
+        yield shown(prompt), shown(ids if text is None else text), reason
+
+
+def first_scores(folder: Folder, job: Job) -> Iterator[tuple[str, str, str]]:
+    """The first few: context, what was scored, and its log-probability, made safe."""
+    r = job.roles
+    befores = (r.context, r.context_token_ids)
+    texts = (r.continuation, r.document, r.continuations)
+    added = ("continuation_index", "token_ids", "logprob", "is_greedy")
+    for row, (index, ids, logprob, greedy) in _first_rows(folder, job, befores + texts, added):
+        before = next((value for value in row[:2] if value is not None), "")
+        text = next((value for value in row[2:] if value is not None), ids)
+        if r.continuations is not None:
+            text = text[index]
+        yield shown(before), shown(text), f"{logprob:.3f}{' greedy' if greedy else ''}"
+
+
+def _first_rows(
+    folder: Folder, job: Job, roles: Sequence[str | None], added: Sequence[str]
+) -> Iterator[tuple[list[Any], list[Any]]]:
+    """The first good output rows: what input columns hold, None for no column, and added ones."""
+    names, prefix = job.output.schema.names, job.options.output_prefix
+    inputs = [None if r is None else names[job.input_schema.get_field_index(r)] for r in roles]
+    columns = [prefix + name for name in ("status", *added)]
+    wanted = [name for name in inputs if name is not None] + columns
     left = _SAMPLES
     for part in sorted(filter(is_part, folder.names())):
         with open_parquet(folder.at(part), 1 << 20) as source:
             parquet = pq.ParquetFile(source)
-            for batch in parquet.iter_batches(64, columns=prompts + added, use_threads=False):
+            for batch in parquet.iter_batches(64, columns=wanted, use_threads=False):
                 for row in batch.to_pylist():
-                    status, text, ids, reason = (row[name] for name in added)
-                    if status != SUCCEEDED:
+                    if row[columns[0]] != SUCCEEDED:
                         continue
-                    prompt = next(row[name] for name in prompts if row[name] is not None)
-                    yield shown(prompt), shown(ids if text is None else text), reason
+                    own = [None if name is None else row[name] for name in inputs]
+                    yield own, [row[name] for name in columns[1:]]
                     left -= 1
                     if not left:
                         return
@@ -138,7 +188,8 @@ def _speed(counters: Mapping[str, int]) -> str:
     busy, rows = counters.get("busy_milliseconds", 0), counters.get("decode_rows", 0)
     if not busy:
         return ""
-    words = [f"{1000 * counters.get('decoded_tokens', 0) / busy:,.0f} tokens/s while busy"]
+    tokens = counters.get("decoded_tokens", 0) or counters.get("prefilled_tokens", 0)
+    words = [f"{1000 * tokens / busy:,.0f} tokens/s while busy"]
     if rows:
         words.append(f"slots {counters.get('decode_rows_used', 0) / rows:.0%} full")
     for name, verb in (("load", "loaded"), ("compile", "compiled")):

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -44,10 +45,11 @@ Generate = Callable[..., Outcome]
 
 
 @pytest.fixture
-def generate(tmp_path: pathlib.Path, talking: str, capfd: pytest.CaptureFixture[str]) -> Generate:
-    """Runs ``grok1 generate`` from ``in/`` to a folder, ``out/`` by default."""
+def command(tmp_path: pathlib.Path, talking: str, capfd: pytest.CaptureFixture[str]) -> Generate:
+    """Runs a command from ``in/`` to a folder, ``out/`` by default."""
 
     def run(
+        name: str,
         *arguments: Any,
         table: Any = None,
         checkpoint: Any = talking,
@@ -57,7 +59,7 @@ def generate(tmp_path: pathlib.Path, talking: str, capfd: pytest.CaptureFixture[
         if table is not None:
             jobs.write(tmp_path / "in" / "a.parquet", table)
         given = ["--checkpoint", checkpoint, "--input", source, "--output", output]
-        words = ["generate", *given, *ENGINE, "--no-report", *arguments]
+        words = [name, *given, *ENGINE, *arguments]
         capfd.readouterr()
         code = main([str(word) for word in words])
         out, err = capfd.readouterr()
@@ -65,6 +67,12 @@ def generate(tmp_path: pathlib.Path, talking: str, capfd: pytest.CaptureFixture[
         return Outcome(code, out, err, pathlib.Path(output), parts)
 
     return run
+
+
+@pytest.fixture
+def generate(command: Generate) -> Generate:
+    """Runs ``grok1 generate``; see ``command``."""
+    return functools.partial(command, "generate", "--no-report")
 
 
 @pytest.fixture
