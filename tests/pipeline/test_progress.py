@@ -7,7 +7,9 @@ import pytest
 from model.engine.options import EngineStats
 from pipeline.progress import Line, Progress, Reading, duration
 
-JOB = types.SimpleNamespace(rows=1000, rows_done=200)
+JOB = types.SimpleNamespace(
+    rows=1000, rows_done=200, options=types.SimpleNamespace(task="generate")
+)
 
 
 def reading(at: float, committed: int = 0, errored: int = 0, phases=(), **stats: int) -> Reading:
@@ -44,6 +46,16 @@ def test_what_is_left_follows_from_rows_answered():
     line.tell(reading(10.0, decode_rows_used=1, decode_rows=1))
     told = line.tell(reading(110.0, decode_rows_used=900, decode_rows=900, requests=100))
     assert told.endswith("11 min 40 s left")  # 700 rows at one a second
+
+
+def test_scored_rows_are_done_once_committed_whatever_was_asked_for_them():
+    job = types.SimpleNamespace(**{**vars(JOB), "options": types.SimpleNamespace(task="score")})
+    line = Line(job, reading(0.0))
+    line.tell(reading(10.0, scored_tokens=1, requests=9))
+    told = line.tell(reading(20.0, committed=100, scored_tokens=801, requests=700))
+    assert told.startswith("300 of 1,000 rows")
+    assert "80 scored tokens/s" in told
+    assert told.endswith("1 min 10 s left")
 
 
 @pytest.mark.parametrize(
