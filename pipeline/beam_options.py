@@ -16,6 +16,9 @@ LOCAL_RUNNER = "FnApiRunner"
 
 _LOCAL = ("directrunner", "switchingdirectrunner", "fnapirunner")
 
+_DATAFLOW_ATTEMPTS = 4
+"""Of a work item in a batch job."""
+
 LOCAL_THREADS = 4
 """Chunks in flight in a local run, so that the engine's slots stay full across chunk ends."""
 
@@ -32,6 +35,15 @@ def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
     # The runner talks to its threads by gRPC, which would ask a proxy for the way to localhost.
     os.environ.setdefault("no_grpc_proxy", "localhost,127.0.0.1")
     return beam.Pipeline(runner=LOCAL_RUNNER, options=options)
+
+
+def attempts(options: PipelineOptions) -> int | None:
+    """How often the runner tries a piece of work before it gives the job up; None for once."""
+    runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower()
+    if runner == "dataflowrunner":
+        return _DATAFLOW_ATTEMPTS
+    retries = options.get_all_options(drop_default=True).get("number_of_execution_retries")
+    return None if retries is None or retries < 0 else retries + 1
 
 
 def complete(arguments: Sequence[str]) -> list[str]:

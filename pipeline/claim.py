@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from model.checkpoint import files
 from pipeline import plan
 from pipeline.storage import Folder
+from pipeline.strikes import STRIKES
 from schemas.error import SetupError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def claim(job: "Job", planned: Sequence[plan.PlannedFile]) -> str:
             # The new owner first: from here on, a straggler of the old run commits nothing.
             folder.replace(JOB, data)
             folder.remove([SUCCESS, *RESULTS, *filter(plan.is_part, names)])
+            records = Folder(folder.at(STRIKES))
+            records.remove(records.names())
             return str(record["run_id"])
         if JOB not in names:
             if parts := list(filter(plan.is_part, names)):

@@ -5,7 +5,9 @@ What the two have in common with other tasks comes first.
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,11 +15,25 @@ import pyarrow as pa
 from model.engine.request import Request, RequestOutput
 from pipeline.counts import Counts, tally
 from pipeline.plan import Chunk
+from pipeline.saved import Saved, merge
 from schemas.completion import OutputRows, OutputSchema
 from schemas.error import RowError
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One question to the engine.
+
+    Attributes:
+      rows: of the chunk, that its answer is for; mostly one.
+      start: puts it into the engine.
+    """
+
+    rows: tuple[int, ...]
+    start: Callable[[], Future]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +69,13 @@ class Questions(abc.ABC):
         self.__dict__.update({**state, "rows": rows})
 
     @abc.abstractmethod
-    def ask(self, engine: "Engine") -> Sequence[Any]:
-        """Asks the engine for all rows, and waits; returns the answer to each of ``sources``."""
+    def open(self, engine: "Engine") -> tuple[list[Ask], Callable[[Sequence[Any]], Sequence[Any]]]:
+        """What the engine is to be asked, in the order that is best.
+
+        Returns:
+          The questions, and what makes the answer to each of ``sources`` of their answers, None
+          for those that were not asked.
+        """
 
     @abc.abstractmethod
     def answered(self, outputs: Sequence[Any], **facts: Any) -> "Answers":
@@ -67,7 +88,10 @@ class Answers(abc.ABC):
 
     Attributes:
       prompts: what was asked.
-      outputs: the answer to each of its ``sources``.
+      outputs: the answer to each of its ``sources``; None for those whose rows are in ``saved``, or
+        that are not answered yet.
+      saved: rows that another attempt at the chunk has answered.
+      refused: row -> why it was not asked although it could have been.
       has_text: whether the engine had a tokenizer to decode with.
       engine: what the answers' bits depend on beside the job's settings; empty if no row was asked.
       seconds: from the first request to the last answer.
@@ -77,6 +101,8 @@ class Answers(abc.ABC):
 
     prompts: Any
     outputs: tuple[Any, ...]
+    saved: tuple[Saved, ...] = ()
+    refused: dict[int, RowError] = dataclasses.field(default_factory=dict)
     has_text: bool = False
     engine: dict[str, str] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
@@ -85,18 +111,27 @@ class Answers(abc.ABC):
 
     @property
     def errors(self) -> dict[int, RowError]:
-        """Row -> why it has no answer, whoever found it, in row order."""
-        found = dict(self.prompts.errors)
+        """Row -> why it has no answer, whoever found it, in row order; but for ``saved`` rows."""
+        found = {**self.prompts.errors, **self.refused}
         for row, output in zip(self.prompts.sources, self.outputs, strict=True):
-            if output.error is not None:
+            if output is not None and output.error is not None:
                 found[row] = output.error
         return dict(sorted(found.items()))
 
-    @abc.abstractmethod
     def counts(self) -> Counts:
         """What was asked and answered, counted without a look at the table."""
+        errors = self.errors
+        own = Counts(errored=len(errors), errors=tally(str(e.code) for e in errors.values()))
+        own += self.count_answers()
+        own = dataclasses.replace(
+            own, rows_in=own.succeeded + own.errored, rows_out=own.rows_out + own.errored
+        )
+        return sum((saved.counts for saved in self.saved), own)
 
     @abc.abstractmethod
+    def count_answers(self) -> Counts:
+        """The part of the counts that is about rows with an answer of this attempt."""
+
     def table(self, output: OutputSchema, run_seed: int) -> pa.Table:
         """The chunk's output rows, in input order: at least one a row, one for an error.
 
@@ -104,6 +139,21 @@ class Answers(abc.ABC):
           output: the output's schema.
           run_seed: stands in ``seed`` for rows without a seed of their own.
         """
+        rows = self.fill(run_seed)
+        own = Saved.of(rows.sources, rows.table(self.prompts.rows, output), Counts())
+        return merge([own, *self.saved])
+
+    @abc.abstractmethod
+    def fill(self, run_seed: int) -> OutputRows:
+        """The output rows of the rows with an answer of this attempt, or an error, in row order."""
+
+    def save(self, output: OutputSchema, run_seed: int) -> Saved:
+        """What was answered in this attempt, for later ones."""
+        bare = dataclasses.replace(
+            self, prompts=dataclasses.replace(self.prompts, errors={}), refused={}, saved=()
+        )
+        rows = bare.fill(run_seed)
+        return Saved.of(rows.sources, rows.table(self.prompts.rows, output), bare.counts())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,11 +170,20 @@ class PromptChunk(Questions):
     prompt_tokens: dict[int, int]
     cut: int = 0
 
-    def ask(self, engine: "Engine") -> tuple[RequestOutput, ...]:
+    def open(self, engine: "Engine") -> tuple[list[Ask], Callable[[Sequence[Any]], Sequence[Any]]]:
         """See ``Questions``."""
-        outputs = tuple(future.result() for future in engine.submit_all(self.requests))
-        # Beam checks neither number nor order of what a handler returns.
+        shared = engine.shared(self.requests)
+        asks = [
+            Ask((row,), partial(engine.submit, request, cached))
+            for row, request, cached in zip(self.sources, self.requests, shared, strict=True)
+        ]
+        return asks, self._checked
+
+    def _checked(self, outputs: Sequence[RequestOutput | None]) -> Sequence[RequestOutput | None]:
+        """Beam checks neither number nor order of what a handler returns."""
         for i, (request, output) in enumerate(zip(self.requests, outputs, strict=True)):
+            if output is None:
+                continue
             indexes = [sample.index for sample in output.outputs]
             if output.prompt_token_ids != request.prompt_token_ids or (
                 output.error is None and indexes != list(range(request.params.n))
@@ -132,7 +191,7 @@ class PromptChunk(Questions):
                 raise AssertionError(f"the engine's answer {i} does not belong to its request")
         return outputs
 
-    def answered(self, outputs: Sequence[RequestOutput], **facts: Any) -> "CompletionChunk":
+    def answered(self, outputs: Sequence[RequestOutput | None], **facts: Any) -> "CompletionChunk":
         """See ``Questions``."""
         return CompletionChunk(prompts=self, outputs=tuple(outputs), **facts)
 
@@ -142,30 +201,27 @@ class CompletionChunk(Answers):
     """Prompts completed."""
 
     prompts: PromptChunk
-    outputs: tuple[RequestOutput, ...]
+    outputs: tuple[RequestOutput | None, ...]
 
-    def counts(self) -> Counts:
+    def count_answers(self) -> Counts:
         """See ``Answers``."""
-        answered = [output for output in self.outputs if output.error is None]
+        answered = [output for output in self.outputs if output and output.error is None]
         samples = [sample for output in answered for sample in output.outputs]
         due = sum(
             request.params.n
             for request, output in zip(self.prompts.requests, self.outputs, strict=True)
-            if output.error is None
+            if output and output.error is None
         )
         return Counts(
-            rows_in=len(self.prompts),
             succeeded=len(answered),
-            errored=len(self.errors),
-            rows_out=due + len(self.errors),
+            rows_out=due,
             prompt_tokens=sum(len(output.prompt_token_ids) for output in answered),
             completion_tokens=sum(len(sample.token_ids) for sample in samples),
             cached_tokens=sum(output.cached_tokens for output in answered),
             finish_reasons=tally(sample.finish_reason for sample in samples),
-            errors=tally(str(error.code) for error in self.errors.values()),
         )
 
-    def table(self, output: OutputSchema, run_seed: int) -> pa.Table:
+    def fill(self, run_seed: int) -> OutputRows:
         """See ``Answers``; ``n`` rows for a good one."""
         prompts, errors, rows = self.prompts, self.errors, OutputRows()
         answers = dict(zip(prompts.sources, range(len(self.outputs)), strict=True))
@@ -183,7 +239,10 @@ class CompletionChunk(Answers):
                     prompt_tokens=length,
                 )
                 continue
-            request, answer = prompts.requests[answers[row]], self.outputs[answers[row]]
+            answer = self.outputs[answers[row]] if row in answers else None
+            if answer is None:
+                continue
+            request = prompts.requests[answers[row]]
             seed = request.params.seed
             for sample in answer.outputs:
                 rows.add(
@@ -202,4 +261,4 @@ class CompletionChunk(Answers):
                     cached_tokens=answer.cached_tokens,
                     seed=run_seed if seed is None else seed,
                 )
-        return rows.table(prompts.rows, output)
+        return rows

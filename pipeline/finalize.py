@@ -18,6 +18,7 @@ from pipeline.footer import read_footer
 from pipeline.plan import Chunk, is_part, read_chunks, read_files
 from pipeline.prepare import Job
 from pipeline.storage import TEMPORARY, Folder
+from pipeline.strikes import STRIKES
 from schemas.completion import SCHEMA_VERSION
 from schemas.error import SetupError
 
@@ -55,6 +56,8 @@ def finalize(job: Job) -> dict[str, Any]:
     planned = {chunk.part_name for chunk in chunks}
     strays = [name for name in present if is_stray(name, planned)]
     folder.remove(strays + [name for name in present if name.startswith(TEMPORARY)])
+    records = Folder(folder.at(STRIKES))
+    records.remove(records.names())
     folder.replace(SUCCESS, b"")
     return manifest
 

@@ -1,5 +1,6 @@
 """The model behind ``RunInference``: a chunk of questions in, the same chunk answered out."""
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,8 +10,9 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from model.checkpoint import files
 from model.engine.options import EngineOptions, EngineStats
-from pipeline import health, registry
+from pipeline import careful, health, registry
 from pipeline.elements import Answers, Questions
+from pipeline.strikes import Ledger
 
 NAMESPACE = "grok1"
 """Of all metrics."""
@@ -35,9 +37,21 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
         options: EngineOptions | None = None,
         identity: str | None = None,
         scores_only: bool = False,
+        ledger: Ledger | None = None,
     ) -> None:
-        """Args: see ``registry.EngineSettings``."""
+        """Loads nothing yet.
+
+        Args:
+          checkpoint: folder of the checkpoint.
+          tokenizer: SentencePiece model; None takes the checkpoint's, if it has one.
+          options: the engine's settings.
+          identity: what the checkpoint's identity must be, or None for any.
+          scores_only: whether it will only score.
+          ledger: where to record which rows are in the engine; None for nowhere, and then a row
+            that kills the process does so at each attempt.
+        """
         super().__init__()
+        self._ledger = ledger
         self._settings = registry.EngineSettings(
             checkpoint=checkpoint,
             tokenizer=tokenizer,
@@ -62,7 +76,7 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
             return [batch.answered(())]
         held = model.acquire()
         try:
-            outputs = batch.ask(held.engine)
+            answers = careful.answer(batch, held, self._ledger)
         except Exception:
             registry.discard(held)
             raise
@@ -70,10 +84,8 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
         _count_engine(gain)
         health.report(NAMESPACE, model.name, seconds, gain, held.engine.device_memory())
         return [
-            batch.answered(
-                outputs,
-                has_text=held.engine.tokenizer is not None,
-                engine=held.engine.provenance(),
+            dataclasses.replace(
+                answers,
                 seconds=seconds,
                 decode_rows=gain.decode_rows,
                 decode_rows_used=gain.decode_rows_used,

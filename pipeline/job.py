@@ -1,5 +1,6 @@
 """The pipeline, wired: read, infer, commit, finalize. What the steps do stands in their modules."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 from apache_beam.runners.runner import PipelineResult
 
 from pipeline import plan
-from pipeline.beam_options import local_options, make_pipeline
+from pipeline.beam_options import attempts, local_options, make_pipeline
 from pipeline.commit import Committed, commit
 from pipeline.elements import Answers, Questions
 from pipeline.finalize import finalize
@@ -19,6 +20,7 @@ from pipeline.options import JobOptions
 from pipeline.plan import Span
 from pipeline.prepare import Job, prepare_job
 from pipeline.read import read_span
+from pipeline.strikes import Ledger
 
 
 def build_pipeline(
@@ -46,6 +48,7 @@ def wire(job: Job, beam_options: PipelineOptions | None = None) -> beam.Pipeline
     beam_options = beam_options or local_options()
     setup = beam_options.view_as(SetupOptions)
     setup.beam_plugins = [*(setup.beam_plugins or []), "pipeline.worker"]
+    job = dataclasses.replace(job, attempts=attempts(beam_options))
     pipeline = make_pipeline(beam_options)
     (
         pipeline
@@ -81,6 +84,18 @@ def model_handler(job: Job) -> Grok1ModelHandler:
         options=job.engine,
         identity=job.settings["checkpoint"],
         scores_only=job.options.task == "score",
+        ledger=ledger_of(job),
+    )
+
+
+def ledger_of(job: Job) -> Ledger:
+    """Where a job records which rows are in an engine."""
+    return Ledger(
+        output=job.folder,
+        schema=job.output,
+        run_seed=job.options.run_seed,
+        start=job.start,
+        attempts=job.attempts,
     )
 
 
@@ -135,6 +150,9 @@ def _missing_spans(_: Any, job: Job) -> Iterator[Span]:
     present = job.folder.names()
     chunks = plan.read_chunks(job.folder)
     missing = [chunk for chunk in chunks if chunk.part_name not in present]
+    # Last those that an earlier attempt died with: what they may do, the others are done with.
+    suspected = ledger_of(job).parts()
+    missing.sort(key=lambda chunk: chunk.part_name in suspected)
     Metrics.counter(NAMESPACE, "parts_skipped").inc(len(chunks) - len(missing))
     yield from plan.spans(missing)
 
@@ -145,6 +163,8 @@ def _read(span: Span, job: Job) -> Iterator[Questions]:
 
 def _commit(chunk: Answers, job: Job) -> tuple[int, str]:
     committed = commit(job, chunk)
+    if chunk.saved or chunk.refused:
+        ledger_of(job).forget(committed.part)
     _count(committed)
     return 0, committed.part
 

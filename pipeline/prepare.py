@@ -4,6 +4,7 @@ The machine that does this needs no accelerator and imports neither Beam nor JAX
 """
 
 import dataclasses
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ class Job:
       chunks: how many parts the output will have.
       done: how many of them were there when the job was prepared.
       rows_done: rows of these.
+      start: names this start of the job, of which a run may have several.
+      attempts: how often the runner tries a chunk in one start; None if it does not try again.
     """
 
     options: JobOptions
@@ -65,6 +68,8 @@ class Job:
     chunks: int
     done: int
     rows_done: int
+    start: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    attempts: int | None = None
 
     @property
     def folder(self) -> Folder:

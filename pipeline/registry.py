@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from model.checkpoint import files
 from model.checkpoint.source import open_checkpoint
 from model.engine.options import EngineOptions, EngineStats
+from pipeline.window import Gate
 from schemas.error import SetupError
 
 if TYPE_CHECKING:
@@ -52,10 +53,18 @@ def engine_settings(job: "Job") -> EngineSettings:
 
 
 class Held:
-    """An engine with the reading of its counters."""
+    """An engine with the reading of its counters, and the gate to it.
+
+    Attributes:
+      engine: the engine.
+      gate: all rows go through it.
+    """
 
     def __init__(self, engine: "Engine") -> None:
         self.engine = engine
+        # Twice what it decodes: a batch is let in as rows end, and their prompts are computed
+        # ahead.
+        self.gate = Gate(2 * engine.capacity)
         self._read = EngineStats()
         self._lock = threading.Lock()
 
@@ -148,6 +157,11 @@ def discard(held: Held) -> None:
         for settings in [s for s, other in _held.items() if other is held]:
             del _held[settings]
             held.engine.close()
+
+
+def is_ending() -> bool:
+    """Whether ``shut_down`` was called."""
+    return _ended.is_set()
 
 
 def shut_down() -> None:

@@ -2,16 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from model import evaluation
-from model.engine.scoring import Score
-from pipeline.counts import Counts, tally
-from pipeline.elements import Answers, Questions
-from schemas.completion import OutputRows, OutputSchema
+from model.engine.scoring import Score, ScoreOutput, ScoreRequest
+from pipeline.counts import Counts
+from pipeline.elements import Answers, Ask, Questions
+from schemas.completion import OutputRows
 from schemas.error import RowError
 from schemas.score import COLUMNS
 
@@ -63,28 +61,50 @@ class ScoreChunk(Questions):
     asked: tuple[Pieces, ...]
     logprobs: int | None
 
-    def ask(self, engine: "Engine") -> list[Scored]:
-        """See ``Questions``; a context that several rows have is computed once."""
+    def open(self, engine: "Engine") -> tuple[list[Ask], Callable[[Sequence[Any]], Sequence[Any]]]:
+        """See ``Questions``; a context that several rows have is computed once, for all of them."""
         pairs = [pair for pieces in self.asked for pair in pieces.pairs]
+        rows = [
+            row for row, pieces in zip(self.sources, self.asked, strict=True) for _ in pieces.pairs
+        ]
         groups = list(evaluation.group(pairs, engine.max_continuations, self.logprobs))
-        futures = engine.submit_scores([request for request, _ in groups])
-        scores: dict[int, tuple[Score, int]] = {}
-        errors: dict[int, RowError] = {}
-        for (request, places), future in zip(groups, futures, strict=True):
-            output = future.result()
-            if output.error is not None:
-                errors.update(dict.fromkeys(places, output.error))
-                continue
-            cached = output.cached_tokens
-            for place, found in zip(places, output.scores, strict=True):
-                if found.token_ids != tuple(pairs[place][1]):
-                    raise AssertionError(f"the engine's answer {place} is to another question")
-                scores[place] = found, cached
-                cached = len(request.context_token_ids)
-        places = iter(range(len(pairs)))
-        return [self._answer(pieces, places, scores, errors) for pieces in self.asked]
+        starts = engine.score_starts([request for request, _ in groups])
+        asks = [
+            Ask(tuple(sorted({rows[place] for place in groups[at][1]})), start)
+            for at, start in starts
+        ]
 
-    def answered(self, outputs: Sequence[Scored], **facts: Any) -> "ScoredChunk":
+        def outputs(answers: Sequence[ScoreOutput | None]) -> list[Scored | None]:
+            scores: dict[int, tuple[Score, int]] = {}
+            errors: dict[int, RowError] = {}
+            for (at, _), output in zip(starts, answers, strict=True):
+                if output is not None:
+                    self._place(groups[at], output, pairs, scores, errors)
+            places = iter(range(len(pairs)))
+            return [self._answer(pieces, places, scores, errors) for pieces in self.asked]
+
+        return asks, outputs
+
+    @staticmethod
+    def _place(
+        group: tuple[ScoreRequest, Sequence[int]],
+        output: ScoreOutput,
+        pairs: Sequence[tuple[Ids, Ids]],
+        scores: dict[int, tuple[Score, int]],
+        errors: dict[int, RowError],
+    ) -> None:
+        request, places = group
+        if output.error is not None:
+            errors.update(dict.fromkeys(places, output.error))
+            return
+        cached = output.cached_tokens
+        for place, found in zip(places, output.scores, strict=True):
+            if found.token_ids != tuple(pairs[place][1]):
+                raise AssertionError(f"the engine's answer {place} is to another question")
+            scores[place] = found, cached
+            cached = len(request.context_token_ids)
+
+    def answered(self, outputs: Sequence[Scored | None], **facts: Any) -> "ScoredChunk":
         """See ``Questions``."""
         return ScoredChunk(prompts=self, outputs=tuple(outputs), **facts)
 
@@ -94,8 +114,10 @@ class ScoreChunk(Questions):
         places: Iterator[int],
         scores: dict[int, tuple[Score, int]],
         errors: dict[int, RowError],
-    ) -> Scored:
+    ) -> Scored | None:
         own = [next(places) for _ in pieces.pairs]
+        if any(place not in scores and place not in errors for place in own):
+            return None
         if wrong := next((errors[place] for place in own if place in errors), None):
             return Scored(error=wrong)
         found = [scores[place] for place in own]
@@ -113,23 +135,21 @@ class ScoredChunk(Answers):
     """Rows scored."""
 
     prompts: ScoreChunk
-    outputs: tuple[Scored, ...]
+    outputs: tuple[Scored | None, ...]
 
-    def counts(self) -> Counts:
+    def count_answers(self) -> Counts:
         """See ``Answers``."""
         good = [
             (pieces, output)
             for pieces, output in zip(self.prompts.asked, self.outputs, strict=True)
-            if output.error is None
+            if output and output.error is None
         ]
         scores = [score for _, output in good for score in output.scores]
         sizes = [size for pieces, _ in good for size in pieces.text_bytes]
         texts = [(s, size) for s, size in zip(scores, sizes, strict=True) if size is not None]
         return Counts(
-            rows_in=len(self.prompts),
             succeeded=len(good),
-            errored=len(self.errors),
-            rows_out=len(sizes) + len(self.errors),
+            rows_out=len(sizes),
             prompt_tokens=sum(len(context) for pieces, _ in good for context, _ in pieces.pairs),
             cached_tokens=sum(sum(output.cached_tokens) for _, output in good),
             scored_tokens=sum(len(score.token_ids) for score in scores),
@@ -137,10 +157,9 @@ class ScoredChunk(Answers):
             logprob=math.fsum(score.logprob for score in scores),
             text_bytes=sum(size for _, size in texts),
             text_logprob=math.fsum(score.logprob for score, _ in texts),
-            errors=tally(str(error.code) for error in self.errors.values()),
         )
 
-    def table(self, output: OutputSchema, run_seed: int) -> pa.Table:
+    def fill(self, run_seed: int) -> OutputRows:
         """See ``Answers``; one row a continuation."""
         prompts, errors, rows = self.prompts, self.errors, OutputRows(COLUMNS)
         answers = dict(zip(prompts.sources, range(len(self.outputs)), strict=True))
@@ -148,7 +167,10 @@ class ScoredChunk(Answers):
             if row in errors:
                 rows.add_error(row, row_uid, errors[row], continuation_index=0)
                 continue
-            pieces, answer = prompts.asked[answers[row]], self.outputs[answers[row]]
+            answer = self.outputs[answers[row]] if row in answers else None
+            if answer is None:
+                continue
+            pieces = prompts.asked[answers[row]]
             for index, (found, size, cached) in enumerate(
                 zip(answer.scores, pieces.text_bytes, answer.cached_tokens, strict=True)
             ):
@@ -170,4 +192,4 @@ class ScoredChunk(Answers):
                     continuation_tokens=len(found.token_ids),
                     cached_tokens=cached,
                 )
-        return rows.table(prompts.rows, output)
+        return rows

@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import process
+from pipeline.saved import Saved, without
 from pipeline.storage import Folder
+from schemas.completion import OutputSchema
 
 STRIKES = "_strikes"
 """The folder, below the output's."""
@@ -56,11 +58,15 @@ class Ledger:
 
     Attributes:
       output: the output folder.
+      schema: of the output's rows.
+      run_seed: of the run.
       start: names this start of the job.
       attempts: how often its runner tries a chunk in one start; None if it does not try again.
     """
 
     output: Folder
+    schema: OutputSchema
+    run_seed: int
     start: str
     attempts: int | None = None
 
@@ -95,9 +101,9 @@ class Attempt:
         self._ledger, self._folder = ledger, ledger.folder
         self._prefix = f"{part}.{uuid.uuid4().hex[:12]}"
         self._rows: list[int] = []
-        self._accused: int | None = None
+        self._accused: list[int] = []
         self._pieces = 0
-        self._pardoned = False
+        self._settled = False
         self._lock = threading.Lock()
         _attempts.add(self)
         names = [name for name in self._folder.names() if name.startswith(f"{part}.")]
@@ -109,53 +115,57 @@ class Attempt:
         self._rows = list(rows)
         self._write("flight", {"rows": self._rows})
 
-    def accuse(self, row: int) -> None:
-        """Records that this row goes into the engine alone."""
-        self._accused = row
-        self._write(f"alone.{row}", {"rows": [row]})
+    def accuse(self, rows: Sequence[int]) -> None:
+        """Records that this row goes into the engine alone, or rows that are one question."""
+        self._accused = list(rows)
+        self._write(self._alone, {"rows": self._accused})
 
     def acquit(self) -> None:
-        """The row that was alone in the engine has its answer."""
-        self._folder.remove([f"{self._prefix}.alone.{self._accused}"])
-        self._accused = None
+        """What was alone in the engine has its answer, and that is saved."""
+        self._folder.remove([f"{self._prefix}.{self._alone}"])
+        self._accused = []
 
-    def save(self, data: bytes) -> None:
+    def save(self, piece: Saved) -> None:
         """Keeps answers for later attempts."""
-        self._folder.create(f"{self._prefix}.saved.{self._pieces}", data)
+        self._folder.create(f"{self._prefix}.saved.{self._pieces}", piece.to_bytes())
         self._pieces += 1
 
-    def read(self, name: str) -> bytes:
-        """What ``save`` kept, by a name of ``history.saved``."""
-        data = self._folder.read(name)
-        if data is None:
-            raise FileNotFoundError(self._folder.at(name))
-        return data
+    def saved(self) -> list[Saved]:
+        """What earlier attempts kept, each input row once."""
+        found = (self._folder.read(name) for name in self.history.saved)
+        return without([Saved.from_bytes(data) for data in found if data is not None])
 
     def fail(self) -> None:
         """The engine died, not the process: this attempt is history for the next all the same."""
         if self._rows:
             self._write("flight", {"rows": self._rows, "dead": True})
-        if self._accused is not None:
-            self._write(f"alone.{self._accused}", {"rows": [self._accused], "dead": True})
+        if self._accused:
+            self._write(self._alone, {"rows": self._accused, "dead": True})
+        self._settled = True
 
     def end(self) -> None:
         """Nothing of the chunk is in the engine any more, whether it was answered or given up."""
         names = [f"{self._prefix}.flight"] if self._rows else []
-        if self._accused is not None:
-            names.append(f"{self._prefix}.alone.{self._accused}")
+        if self._accused:
+            names.append(f"{self._prefix}.{self._alone}")
         self._folder.remove(names)
-        self._rows, self._accused = [], None
+        self._rows, self._accused = [], []
 
     def pardon(self) -> None:
         """The process is about to be ended by others: none of the rows is to blame for that."""
         with self._lock:
-            self._pardoned = True
-            self.end()
+            if not self._settled:
+                self._settled = True
+                self.end()
+
+    @property
+    def _alone(self) -> str:
+        return f"alone.{self._accused[0]}"
 
     def _write(self, kind: str, record: dict[str, Any]) -> None:
         record = {"process": process.identity(), "start": self._ledger.start, **record}
         with self._lock:
-            if self._pardoned:
+            if self._settled:
                 return
             # A machine that dies takes the record along, and then no row is to blame.
             self._folder.replace(f"{self._prefix}.{kind}", json.dumps(record).encode(), flush=False)

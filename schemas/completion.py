@@ -138,6 +138,11 @@ class OutputRows:
         self._kinds = columns
         self._columns: dict[str, list[Any]] = {name: [] for name in columns}
 
+    @property
+    def sources(self) -> list[int]:
+        """For each row, the place of the input row that it belongs to."""
+        return self._sources
+
     def add_error(self, source: int, row_uid: str, error: RowError, **values: Any) -> None:
         """Adds the row of an input row that has no answer.
 

@@ -18,6 +18,8 @@ class ErrorCode(enum.StrEnum):
     INPUT_UNREADABLE = "input_unreadable"
     INPUT_SCHEMA = "input_schema"
     INPUT_CHANGED = "input_changed"
+    POISON = "poison"
+    SUSPECTED_POISON = "suspected_poison"
     ENGINE_FAILURE = "engine_failure"
 
 
@@ -37,6 +39,9 @@ REMEDIES: dict[ErrorCode, str] = {
     ErrorCode.INPUT_SCHEMA: "cast or rename the column, or run the file apart",
     ErrorCode.INPUT_CHANGED: "put the planned file back, then retry the errored rows: grok1 retry "
     "OUTPUT",
+    ErrorCode.POISON: "change the prompt or its parameters, and report it; "
+    "grok1 retry OUTPUT tries it again",
+    ErrorCode.SUSPECTED_POISON: "try it alone: grok1 retry OUTPUT",
     ErrorCode.ENGINE_FAILURE: "run again: the row is retried; report it if it fails twice",
 }
 

@@ -4,8 +4,9 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -116,22 +117,44 @@ class Engine:
         options = options or EngineOptions()
         return cls(*load(url, tokenizer, options, layout, devices, progress, scores_only))
 
-    def submit(self, request: Request) -> Future[RequestOutput]:
+    @property
+    def capacity(self) -> int:
+        """Sequences that are decoded at once."""
+        return self._plan.shapes.rows
+
+    def submit(self, request: Request, cached_tokens: int = 0) -> Future[RequestOutput]:
         """Queues a request; a fault of the request is its answer's ``error``.
+
+        Args:
+          request: what to complete.
+          cached_tokens: for the answer, of a request that belongs with others; see ``shared``.
 
         Raises:
           EngineClosed: it takes no more.
         """
-        return self._submit(request)
+        try:
+            rules = resolve(request, self.config, self.max_context, self.tokenizer)
+        except Unanswerable as found:
+            answer: Future[RequestOutput] = Future()
+            prompt = request.prompt_token_ids
+            answer.set_result(RequestOutput(prompt_token_ids=prompt, error=found.error))
+            return answer
+        ticket = open_ticket(request, rules, cached_tokens)
+        self._enqueue(ticket)
+        return ticket.future
 
     def submit_all(self, requests: Sequence[Request]) -> list[Future[RequestOutput]]:
         """Queues requests that belong together; their ``cached_tokens`` say what they share."""
+        return [self.submit(*pair) for pair in zip(requests, self.shared(requests), strict=True)]
+
+    def shared(self, requests: Sequence[Request]) -> list[int]:
+        """For each of requests that belong together, prompt tokens that one before it computes."""
         shareable = [r for r in requests if r.params.prompt_logprobs is None]
         shared = shared_prefix_tokens(
             [r.prompt_token_ids for r in shareable], self._plan.shapes.block_size
         )
         cached = dict(zip(map(id, shareable), shared, strict=True))
-        return [self._submit(r, cached.get(id(r), 0)) for r in requests]
+        return [cached.get(id(request), 0) for request in requests]
 
     def submit_scores(self, requests: Sequence[ScoreRequest]) -> list[Future[ScoreOutput]]:
         """Queues requests to score, those with like contexts together; answers in their order.
@@ -139,16 +162,22 @@ class Engine:
         Raises:
           EngineClosed: it takes no more.
         """
+        futures = {at: start() for at, start in self.score_starts(requests)}
+        return [futures[at] for at in range(len(requests))]
+
+    def score_starts(
+        self, requests: Sequence[ScoreRequest]
+    ) -> list[tuple[int, Callable[[], Future[ScoreOutput]]]]:
+        """Requests to score that belong together, in the order that they had best be queued in.
+
+        Returns:
+          For each, its place among ``requests``, and what queues it.
+        """
         shared = shared_prefix_tokens(
             [request.context_token_ids for request in requests], self._plan.shapes.block_size
         )
-        tickets = [open_score_ticket(*pair) for pair in zip(requests, shared, strict=True)]
-        for ticket in sorted(tickets, key=lambda ticket: ticket.request.context_token_ids):
-            if error := self.score_fault(ticket.request):
-                ticket.future.set_result(ScoreOutput(request=ticket.request, error=error))
-            else:
-                self._enqueue(ticket)
-        return [ticket.future for ticket in tickets]
+        order = sorted(range(len(requests)), key=lambda at: requests[at].context_token_ids)
+        return [(at, partial(self._submit_score, requests[at], shared[at])) for at in order]
 
     def score_fault(self, request: ScoreRequest) -> RowError | None:
         """Why a request cannot be scored, or None."""
@@ -268,16 +297,12 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _submit(self, request: Request, cached_tokens: int = 0) -> Future[RequestOutput]:
-        try:
-            rules = resolve(request, self.config, self.max_context, self.tokenizer)
-        except Unanswerable as found:
-            answer: Future[RequestOutput] = Future()
-            prompt = request.prompt_token_ids
-            answer.set_result(RequestOutput(prompt_token_ids=prompt, error=found.error))
-            return answer
-        ticket = open_ticket(request, rules, cached_tokens)
-        self._enqueue(ticket)
+    def _submit_score(self, request: ScoreRequest, cached_tokens: int) -> Future[ScoreOutput]:
+        ticket = open_score_ticket(request, cached_tokens)
+        if error := self.score_fault(request):
+            ticket.future.set_result(ScoreOutput(request=request, error=error))
+        else:
+            self._enqueue(ticket)
         return ticket.future
 
     def _enqueue(self, ticket: Ticket | ScoreTicket) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.checkpoint import files
-from pipeline import preemption
+from pipeline import preemption, strikes
 from pipeline.cli import FAILED, INTERRUPTED, OK, ROW_ERRORS, Failed
 from pipeline.finalize import read_manifest
 from pipeline.options import JobOptions
@@ -109,6 +109,8 @@ def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]
         registry.shut_down()
         raise
     except Exception as error:
+        # Other chunks are given up with the one that failed; their rows are not to blame.
+        strikes.pardon_all()
         kind, reason = root_cause(error)
         cause = error if debug else None
         if kind == "SetupError":

@@ -14,6 +14,8 @@ SETTINGS = EngineSettings(checkpoint="somewhere")
 class Engine:
     """Counts and closes; another implementation, as ``registry.factory`` lets a program bring."""
 
+    capacity = 8
+
     def __init__(self, settings):
         self.settings = settings
         self.closed = self.abandoned = False

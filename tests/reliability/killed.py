@@ -1,5 +1,8 @@
 """Runs ``grok1`` and kills it: ``python -m tests.reliability.killed PHASE SEED ARGUMENT...``.
 
+With ``poison`` as the phase, and token ids instead of a seed, it dies whenever a prompt of these
+ids is decoded, as a row does that drives a kernel or a device into a fault.
+
 The process sends SIGKILL to itself at a moment that the seed decides, within the phase that is
 named. Nothing can catch that, no exception is raised, no file is closed. It prints ``killed`` just
 before, so that a run that ended by itself is not taken for a killed one.
@@ -50,6 +53,21 @@ def arm(phase: str, seed: int, sign: int = signal.SIGKILL) -> None:
     setattr(holder, name, entered)
 
 
+def poison(prompts: set[tuple[int, ...]]) -> None:
+    """Makes this process die at the decode step of any of these prompts."""
+    from model.engine.loop import Loop
+
+    decode = Loop._decode
+
+    def lethal(self: Loop) -> None:
+        running = self.scheduler.running.values()
+        if any(sequence.request.prompt_token_ids in prompts for sequence in running):
+            _strike(0, signal.SIGKILL)
+        decode(self)
+
+    Loop._decode = lethal  # type: ignore[method-assign]
+
+
 def _strike(delay: float, sign: int) -> None:
     time.sleep(delay)
     os.write(1, b"killed\n")
@@ -59,5 +77,8 @@ def _strike(delay: float, sign: int) -> None:
 if __name__ == "__main__":
     from pipeline import cli
 
-    arm(sys.argv[1], int(sys.argv[2]), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
+    if sys.argv[1] == "poison":
+        poison({tuple(map(int, ids.split(","))) for ids in sys.argv[2].split(";")})
+    else:
+        arm(sys.argv[1], int(sys.argv[2]), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
     sys.exit(cli.main(sys.argv[3:]))

@@ -8,10 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.engine.options import EngineOptions
 from pipeline import cli
 from pipeline.commit import RUN
+from pipeline.options import GenerateOptions
 from pipeline.plan import is_part
 from pipeline.storage import Folder
+from schemas.sampling import SamplingParams
 
 CHECKPOINT = str(pathlib.Path(__file__).parents[1] / "data" / "grok1-tiny")
 
@@ -31,6 +34,19 @@ def arguments(inputs: str | Sequence[str], output: str, *more: str) -> list[str]
 def generate(inputs: str | Sequence[str], output: str, *more: str) -> int:
     """Runs the command in this process, which keeps the engine for the next; its exit code."""
     return cli.main(arguments(inputs, output, *more))
+
+
+def options(inputs: str, output: str, **more: Any) -> GenerateOptions:
+    """The same, for a program."""
+    return GenerateOptions(
+        checkpoint=CHECKPOINT,
+        input=(inputs,),
+        output=output,
+        chunk_rows=16,
+        sampling=SamplingParams(max_tokens=8),
+        engine=EngineOptions(slots=8, max_context=64),
+        **more,
+    )
 
 
 def prompts(rows: int, first: int = 0) -> dict[str, list[Any]]:

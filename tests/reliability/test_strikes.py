@@ -1,24 +1,35 @@
 """What a dead process's records say, and what a living one's do not."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 
 from pipeline import process, strikes
+from pipeline.counts import Counts
+from pipeline.saved import Saved, merge
 from pipeline.storage import Folder
 from pipeline.strikes import History, Ledger
+from schemas.completion import OutputSchema
 
 PART = "part-000000-000000000000-0123456789ab.parquet"
+SCHEMA = OutputSchema(schema=pa.schema([("x", pa.int64())]), inputs=0)
 OTHER = "part-000000-000000000016-0123456789ab.parquet"
 
 
 @pytest.fixture
 def ledger(store) -> Ledger:
-    return Ledger(output=Folder(store), start="now", attempts=4)
+    return Ledger(output=Folder(store), schema=SCHEMA, run_seed=0, start="now", attempts=4)
+
+
+def piece(*sources: int) -> Saved:
+    table = pa.table({"x": [i * 10 for i in sources]})
+    return Saved.of(sources, table, Counts(rows_in=len(set(sources)), errors={"e": 1}))
 
 
 def die(monkeypatch) -> None:
@@ -84,12 +95,12 @@ def test_dying_alone_is_a_strike(ledger, monkeypatch):
     die(monkeypatch)
     ledger.begin(PART).admit([1, 2])
     second = ledger.begin(PART)
-    second.accuse(1)
+    second.accuse([1])
     second.acquit()
-    second.accuse(2)
+    second.accuse([2])
     third = ledger.begin(PART)
     assert third.history == History(attempts=2, suspects={1: 0, 2: 1})
-    third.accuse(2)
+    third.accuse([2])
     fourth = ledger.begin(PART)
     assert fourth.history.suspects[2] == strikes.QUARANTINE
     assert (fourth.history.attempts, fourth.last) == (3, True)
@@ -99,20 +110,22 @@ def test_attempts_of_another_start_do_not_use_up_this_one(ledger, monkeypatch):
     die(monkeypatch)
     for _ in range(5):
         ledger.begin(PART).admit([1])
-    later = Ledger(output=ledger.output, start="later", attempts=4).begin(PART)
+    later = dataclasses.replace(ledger, start="later").begin(PART)
     assert (later.history.attempts, later.last) == (0, False)
     assert later.history.suspects == {1: 0}
     assert ledger.begin(PART).last
-    assert not Ledger(output=ledger.output, start="now").begin(PART).last
+    assert not dataclasses.replace(ledger, attempts=None).begin(PART).last
 
 
 def test_saved_answers_are_found_and_forgotten(ledger, monkeypatch):
     attempt = ledger.begin(PART)
-    attempt.save(b"one")
-    attempt.save(b"two")
-    ledger.begin(OTHER).save(b"other")
+    one, two, twice = piece(0, 0, 3), piece(1), piece(2, 3)
+    for each in (one, two, twice):
+        attempt.save(each)
+    ledger.begin(OTHER).save(two)
     again = ledger.begin(PART)
-    assert [again.read(name) for name in again.history.saved] == [b"one", b"two"]
+    # Row 3 was answered twice, by two attempts at once: it counts once.
+    assert again.saved() == [one, two]
     ledger.forget(PART)
     assert not ledger.begin(PART).history
     assert ledger.parts() == {OTHER}
@@ -122,10 +135,22 @@ def test_a_pardon_leaves_no_suspect(ledger, monkeypatch):
     attempt = ledger.begin(PART)
     attempt.admit([1])
     alone = ledger.begin(OTHER)
-    alone.accuse(5)
+    alone.accuse([5])
     strikes.pardon_all()
     # The thread that runs the chunk may not know yet.
     attempt.admit([1, 2])
     die(monkeypatch)
     assert not ledger.begin(PART).history
     assert not ledger.begin(OTHER).history
+
+
+def test_pieces_are_joined_in_the_order_of_the_input():
+    assert merge([piece(1, 1, 5), piece(0, 4), piece(3)]).column("x").to_pylist() == [
+        0,
+        10,
+        10,
+        30,
+        40,
+        50,
+    ]
+    assert merge([piece(), piece()]).num_rows == 0
