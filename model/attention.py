@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.config import Grok1Config
+from model.kernels.accelerator import Kernels
 from model.kernels.cpu import attention as kernels
 from model.numerics import Numerics
 from model.paged_cache import Page, PagedCache, Place
@@ -81,12 +82,14 @@ def attention(
     queries: Queries,
     config: Grok1Config,
     numerics: Numerics,
+    accelerator: Kernels | None = None,
 ) -> jax.Array:
     """Attends [T, H, N] queries to their sequences' cached keys and values -> [T, H * N].
 
     In float32, or in the bfloat16 of the product after it where the cache is packed.
 
     Own keys and values must have been written before. Rows that ``queries`` leaves out are zero.
+    ``accelerator`` has kernels that are used where they apply.
     """
     if cache.packed:
         where = (queries.rows, queries.positions, queries.pages)
@@ -97,6 +100,25 @@ def attention(
     blocks = padded[queries.rows]
     blocks = blocks.reshape(*queries.rows.shape, kv_heads, heads // kv_heads, size)
     blocks = blocks.astype(numerics.operand)
+    mixed = None
+    if accelerator is not None:
+        asked = (queries.positions, queries.pages)
+        mixed = accelerator.attention(blocks, cache, layer, *asked, config)
+    if mixed is None:
+        mixed = _page_by_page(blocks, cache, layer, queries, config, numerics)
+    mixed = numerics.round(mixed).reshape(-1, heads * size)
+    return jnp.concatenate([mixed, jnp.zeros((1, heads * size))])[queries.inverse]
+
+
+def _page_by_page(
+    blocks: jax.Array,
+    cache: PagedCache,
+    layer: jax.Array,
+    queries: Queries,
+    config: Grok1Config,
+    numerics: Numerics,
+) -> jax.Array:
+    """The plain form: [B, Q, K, G, N] queries, one page of all sequences after the other."""
 
     def weights(page: jax.Array, cached: Page) -> jax.Array:
         """[B, K, G, Q, C] exponentials of the capped logits; zero where a key may not be seen."""
@@ -127,7 +149,8 @@ def attention(
         mixed = mixed + numerics.einsum("bkgqc,bkcn->bkgqn", share, values)
         return mixed, norm
 
-    shape = (len(queries.pages), kv_heads, heads // kv_heads, queries.rows.shape[1])
+    batch, count, kv_heads, group, size = blocks.shape
+    shape = (batch, kv_heads, group, count)
     norm = jnp.zeros(shape, jnp.float32)
     if numerics.rounds:
         norm = lax.fori_loop(0, queries.blocks, total, norm)
@@ -136,5 +159,4 @@ def attention(
     mixed, norm = lax.fori_loop(0, queries.blocks, add, (mixed, norm))
     if not numerics.rounds:
         mixed = mixed / jnp.where(norm > 0, norm, 1.0)[..., None]
-    mixed = numerics.round(mixed).transpose(0, 3, 1, 2, 4).reshape(-1, heads * size)
-    return jnp.concatenate([mixed, jnp.zeros((1, heads * size))])[queries.inverse]
+    return mixed.transpose(0, 3, 1, 2, 4)

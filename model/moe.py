@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.config import Grok1Config
+from model.kernels.accelerator import Kernels
 from model.kernels.cpu import products
 from model.kernels.cpu.products import PackedTensor
 from model.numerics import Numerics
@@ -69,6 +70,7 @@ def mixture(
     layer: dict[str, Any],
     block_rows: int,
     numerics: Numerics,
+    accelerator: Kernels | None = None,
 ) -> jax.Array:
     """The gated sum of each token's experts: x [T, D] -> [T, D] float32.
 
@@ -79,14 +81,36 @@ def mixture(
       layer: the weights ``gate``, ``up`` and ``down``, [E, in, out] each.
       block_rows: rows that an expert computes a round.
       numerics: the mode.
+      accelerator: kernels that are used where they apply.
     """
     if isinstance(layer["gate"], PackedTensor):
         weights = [layer[name] for name in EXPERTS]
         return products.mixture(x, routing.experts, routing.gates, live, weights)
-    tokens, chosen = routing.experts.shape
+    results = None
+    if accelerator is not None:
+        results = accelerator.experts(x, routing.experts, live, layer)
+    if results is None:
+        results = _in_rounds(x, routing.experts, live, layer, block_rows, numerics)
+    gates = numerics.round(routing.gates)
+    mixed = results[:, 0] * gates[:, :1]
+    for i in range(1, results.shape[1]):
+        mixed = mixed + results[:, i] * gates[:, i : i + 1]
+    return jnp.where(live[:, None], mixed, 0.0)
+
+
+def _in_rounds(
+    x: jax.Array,
+    chosen_experts: jax.Array,
+    live: jax.Array,
+    layer: dict[str, Any],
+    block_rows: int,
+    numerics: Numerics,
+) -> jax.Array:
+    """The plain form: [T, chosen, D] outputs, in rounds in which each expert computes a block."""
+    tokens, chosen = chosen_experts.shape
     experts = layer["router"].shape[-1]
     pairs = tokens * chosen
-    expert = jnp.where(live[:, None], routing.experts, experts).reshape(pairs)
+    expert = jnp.where(live[:, None], chosen_experts, experts).reshape(pairs)
     order = jnp.argsort(expert, stable=True).astype(jnp.int32)
     counts = (expert[:, None] == jnp.arange(experts)).sum(0, dtype=jnp.int32)
     starts = jnp.cumsum(counts) - counts
@@ -109,12 +133,7 @@ def mixture(
     _, results = lax.while_loop(
         lambda state: state[0] < counts.max(), work_off, (jnp.int32(0), results)
     )
-    results = results.reshape(tokens, chosen, -1)
-    gates = numerics.round(routing.gates)
-    mixed = results[:, 0] * gates[:, :1]
-    for i in range(1, chosen):
-        mixed = mixed + results[:, i] * gates[:, i : i + 1]
-    return mixed
+    return results.reshape(tokens, chosen, -1)
 
 
 def _taken(weight: Any, counter: jax.Array) -> Weight:

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -20,8 +19,9 @@ from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
 from model.engine.programs import Plan, Step, abstract_cache, steps
 from model.hlo import collectives, layer_collectives
-from model.layout import abstract_params
+from model.layout import abstract_params, choose_layout, held_bytes
 from model.machines import MachineProfile, find_machine
+from model.numerics import MODES
 from model.sharding import make_mesh
 
 _NEEDED = re.compile(r"(?:Used |temporaries \()([\d.]+)([MG])")
@@ -97,7 +97,8 @@ def plan_for(
 ) -> Plan:
     """The plan of an engine on a machine that is only described."""
     mesh = make_mesh(machine.devices, config, described_devices(machine))
-    return make_plan(config, options, mesh, memory=machine.usable_bytes)
+    layout = choose_layout(machine.platform, MODES[options.numerics], weights)
+    return make_plan(config, options, mesh, layout, machine.usable_bytes)
 
 
 def answer(
@@ -148,10 +149,11 @@ def compile_step(step: Step, mesh: Mesh) -> dict[str, Any]:
 
 def _bytes(tree: Any) -> int:
     """Bytes of one device's part of a tree of shapes."""
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
+
+    def part(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+
+    return held_bytes(jax.tree.map(part, tree))
 
 
 def _main() -> None:

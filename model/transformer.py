@@ -20,6 +20,7 @@ from jax import lax
 
 from model.attention import Queries, attention, rotary, rotate_and_write
 from model.config import Grok1Config
+from model.kernels.accelerator import Kernels
 from model.kernels.cpu import products
 from model.kernels.cpu.products import PackedTensor
 from model.moe import EXPERTS, Routing, mixture, route, router_logits
@@ -49,6 +50,7 @@ class Network:
       collectives: how devices exchange.
       tile_rows: R; the number of token rows is a multiple.
       expert_rows: rows that an expert computes at once.
+      accelerator: kernels of a TPU or GPU; None for plain products everywhere.
     """
 
     config: Grok1Config
@@ -56,6 +58,7 @@ class Network:
     collectives: Collectives
     tile_rows: int
     expert_rows: int
+    accelerator: Kernels | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -160,9 +163,11 @@ def transformer_layer(
     else:
         query, key, value = heads
         cache = cache.write(index, rows.place, key, value)
-    mixed = attention(query, cache, index, queries, config, numerics)
+    mixed = attention(query, cache, index, queries, config, numerics, net.accelerator)
     hidden, x, experts, gates = tiled(net, rows, after_attention, hidden, mixed)
-    summand = mixture(x, Routing(experts, gates), rows.live, layer, net.expert_rows, numerics)
+    routing = Routing(experts, gates)
+    how = (net.expert_rows, numerics, net.accelerator)
+    summand = mixture(x, routing, rows.live, layer, *how)
     hidden = tiled(net, rows, after_experts, hidden, summand)
     return hidden, cache
 

@@ -277,7 +277,7 @@ class Engine:
             "slots": str(shapes.rows),
             "block_size": str(shapes.block_size),
             "max_context": str(shapes.max_context),
-            "kernels": "avx512_bf16" if plan.layout.packed else "plain",
+            "kernels": plan.kernels,
             **versions(plan.mesh),
         }
 

@@ -7,6 +7,7 @@ from model.engine.machine import describe_machine
 from model.engine.options import EngineOptions
 from model.engine.programs import Plan
 from model.engine.shapes import choose_shapes
+from model.kernels.accelerator import Kernels
 from model.layout import Layout, abstract_params, choose_layout, held_bytes
 from model.numerics import MODES
 
@@ -33,12 +34,15 @@ def make_plan(
     numerics = MODES[options.numerics]
     layout = layout or choose_layout(mesh.devices.flat[0].platform, numerics)
     nbytes = held_bytes(abstract_params(config, mesh, numerics, layout))
+    machine = describe_machine(mesh, nbytes, memory)
+    own = options.kernels == "auto" and options.numerics == "bf16" and machine.platform != "cpu"
     return Plan(
         config,
         numerics,
         layout,
-        choose_shapes(config, options, describe_machine(mesh, nbytes, memory)),
+        choose_shapes(config, options, machine),
         mesh,
         ordered=options.collectives == "ordered",
         quantized_cache=options.kv_cache_dtype == "int8",
+        accelerator=Kernels(machine.platform) if own else None,
     )

@@ -20,6 +20,7 @@ from model.engine.score import Asks
 from model.engine.shapes import Shapes
 from model.engine.state import edit_slots, empty_slots
 from model.engine.tables import TableRows, Tables, empty_rows, empty_tables
+from model.kernels.accelerator import Kernels
 from model.layout import Layout, abstract_params, param_specs
 from model.numerics import Numerics
 from model.paged_cache import PagedCache, Place, copy_pages
@@ -44,6 +45,7 @@ class Plan:
       mesh: the devices, present or only described.
       ordered: whether devices' sums run in rank order.
       quantized_cache: whether the cache holds int8 and scales.
+      accelerator: kernels of a TPU or GPU; None for plain products everywhere.
     """
 
     config: Grok1Config
@@ -53,11 +55,14 @@ class Plan:
     mesh: Mesh
     ordered: bool = True
     quantized_cache: bool = False
+    accelerator: Kernels | None = None
 
     def network(self, tile_rows: int, expert_rows: int) -> Network:
         """The network as a step of this tile size runs it."""
         exchange = Collectives(self.mesh.size, self.ordered, self.numerics.operand)
-        return Network(self.config, self.numerics, exchange, tile_rows, expert_rows)
+        return Network(
+            self.config, self.numerics, exchange, tile_rows, expert_rows, self.accelerator
+        )
 
     @property
     def decoding(self) -> Network:
@@ -68,6 +73,13 @@ class Plan:
     def prefilling(self) -> Network:
         """The network of the prefill step."""
         return self.network(self.shapes.prefill_tile_rows, self.shapes.prefill_expert_rows)
+
+    @property
+    def kernels(self) -> str:
+        """Whose kernels the steps use, as it is recorded."""
+        if self.accelerator is not None:
+            return self.accelerator.platform
+        return "avx512_bf16" if self.layout.packed else "plain"
 
     @property
     def cache_spec(self) -> PagedCache:
