@@ -106,6 +106,11 @@ $(VENV)-docs/.made: requirements-docs.lock pyproject.toml setup.py
 docs: $(VENV)-docs/.made  ## build the documentation's site in site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
 
+.PHONY: quality
+quality: setup-dev  ## measure what quantisation costs; writes docs/quantization.md
+	$(BIN)/python -m bench.quality --checkpoint tests/data/grok1-tiny --ids tests/data/grok1-tiny/exact.npz --tokens 300 --write
+	if [ -d examples/demo-model ]; then $(BIN)/python -m bench.quality --checkpoint examples/demo-model --write; fi
+
 .PHONY: lint
 lint: setup-dev  ## check format, lint and types
 	$(BIN)/ruff format --check .

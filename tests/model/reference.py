@@ -2,21 +2,22 @@
 
 import numpy as np
 
-from model.checkpoint.base import Checkpoint
+from model.checkpoint.base import Checkpoint, HostTensor
 from model.config import Grok1Config
 
 
+def numbers(host: HostTensor) -> np.ndarray:
+    """[..., in, out] float64: each integer times its scale, exactly."""
+    values = host.values.astype(np.float64)
+    if host.scales is None:
+        return values
+    repeat = values.shape[-2] // host.scales.shape[-2]
+    return values * np.repeat(host.scales.astype(np.float64), repeat, axis=-2)
+
+
 def dequantized(checkpoint: Checkpoint) -> dict[tuple[int | None, str], np.ndarray]:
-    """All weights as int8 x scale, exactly, by layer and name."""
-    weights = {}
-    for tensor, host in checkpoint.stream():
-        values = np.asarray(host.values, np.float64)
-        if host.scales is not None:
-            scales = host.scales.astype(np.float64)
-            repeat = values.shape[-2] // scales.shape[-2]
-            values = values * np.repeat(scales, repeat, axis=-2)
-        weights[tensor.layer, tensor.param.name] = values
-    return weights
+    """All weights as integers x scale, exactly, by layer and name."""
+    return {(t.layer, t.param.name): numbers(host) for t, host in checkpoint.stream()}
 
 
 def logits(config: Grok1Config, weights, tokens: list[int]) -> np.ndarray:

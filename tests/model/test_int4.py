@@ -16,6 +16,7 @@ from model.checkpoint.source import open_checkpoint
 from model.config import GROK_1, PRESETS
 from model.params import declare, int4_group, tensors
 from schemas.error import SetupError
+from tests.model.reference import numbers
 
 
 @given(
@@ -26,14 +27,6 @@ def test_two_to_a_byte(values):
     packed = pack_int4(array)
     assert packed.shape == (2, len(values) // 2)
     np.testing.assert_array_equal(unpack_int4(packed).astype(np.int8), array)
-
-
-def numbers(host: HostTensor) -> np.ndarray:
-    """Each integer times its scale, in float64."""
-    groups = host.scales.shape[-2]
-    *lead, rows, out = host.values.shape
-    values = host.values.astype(np.float64).reshape(*lead, groups, rows // groups, out)
-    return (values * host.scales.astype(np.float64)[..., None, :]).reshape(*lead, rows, out)
 
 
 def rounded_to_nearest(weights: np.ndarray, groups: int) -> np.ndarray:
