@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bench import markdown
-from bench.int4_schemes import SCHEMES
+from bench.int4_schemes import GROUPS, SCHEMES
 from bench.logits import Logits
 from model.checkpoint.base import Checkpoint, HostTensor
 from model.checkpoint.recode import read_as
@@ -33,8 +33,6 @@ VARIANTS = [
     ("bf16", "int4", "int8"),
 ]
 """Numerics, weights, cache."""
-
-GROUPS = (32, 64, 128)
 
 
 def main() -> None:
