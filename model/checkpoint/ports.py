@@ -130,3 +130,18 @@ def port_config(values: Mapping[str, Any]) -> Grok1Config:
     if "key_size" not in found and type(heads) is int and type(width) is int and heads > 0:
         found["key_size"] = width // heads
     return Grok1Config.from_mapping(found)
+
+
+def to_port_config(config: Grok1Config) -> dict[str, Any]:
+    """The ``config.json`` of the port hpcai-tech/grok-1, whose code transformers fetches."""
+    values: dict[str, Any] = {
+        "model_type": "grok-1",
+        "architectures": ["Grok1ModelForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "hpcai-tech/grok-1--configuration_grok1.Grok1Config",
+            "AutoModelForCausalLM": "hpcai-tech/grok-1--modeling_grok1.Grok1ModelForCausalLM",
+        },
+    }
+    values |= {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
+    values |= {theirs[0]: getattr(config, ours) for ours, theirs in _OTHERS.items()}
+    return {**values, "bos_token_id": 1, "tie_word_embeddings": True, "torch_dtype": "bfloat16"}

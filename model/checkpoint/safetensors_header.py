@@ -67,9 +67,14 @@ def read_header(
         ) from None
 
 
-def write_header(arrays: Sequence[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
-    """What a file of these arrays (name, dtype, shape) begins with; their bytes follow in order."""
-    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+def write_header(
+    arrays: Sequence[tuple[str, np.dtype, tuple[int, ...]]], made_for: str = "np"
+) -> bytes:
+    """What a file of these arrays (name, dtype, shape) begins with; their bytes follow in order.
+
+    ``made_for`` names a framework by its short name; transformers refuses what is not for ``pt``.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": made_for}}
     at = 0
     for name, dtype, shape in arrays:
         end = at + math.prod(shape) * dtype.itemsize

@@ -1,27 +1,82 @@
-"""Write a run's completions as JSON lines, CSV, OpenAI batch responses, or a datasets folder.
+"""Write completions, or a checkpoint, in a format of other programs.
 
-Rows come in input order. --format datasets writes a folder that Hugging Face's load_dataset reads.
+A run's completions, in input order: JSON lines, CSV, OpenAI batch responses, or a folder that
+Hugging Face's load_dataset reads. A checkpoint: a GGUF file for llama.cpp, or a folder for Hugging
+Face's libraries; host memory is about one tensor of it.
+
+  grok1 export gs://bucket/completions --to completions.jsonl --format jsonl
+  grok1 export --checkpoint gs://bucket/grok-1 --to grok-1.gguf --format gguf
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-HELP = "write completions in another format"
+from schemas.error import SetupError
+
+HELP = "write completions or a checkpoint in another format"
+
+_RUNS = ("jsonl", "csv", "openai", "datasets")
+_CHECKPOINTS = ("gguf", "huggingface")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add = parser.add_argument
-    add("source", metavar="OUTPUT", help="the output folder of a run")
-    add("--to", required=True, metavar="PATH", help="the file, or for datasets the folder")
-    add("--format", required=True, choices=("jsonl", "csv", "openai", "datasets"))
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("source", nargs="?", metavar="OUTPUT", help="the output folder of a run")
+    source.add_argument("--checkpoint", metavar="DIR", help="a checkpoint of any kind")
+    add("--to", required=True, metavar="PATH", help="the file or, for two formats, the folder")
+    add(
+        "--format",
+        required=True,
+        choices=_RUNS + _CHECKPOINTS,
+        help=f"of a run: {', '.join(_RUNS)}; of a checkpoint: {', '.join(_CHECKPOINTS)}",
+    )
+    add(
+        "--dtype",
+        metavar="TYPE",
+        help="of a checkpoint: bf16 (default), f32, and for GGUF f16, q8_0",
+    )
+    add("--overwrite", action="store_true", help="replace a checkpoint that is there")
 
 
 def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     from model.checkpoint import files
+
+    wanted = _CHECKPOINTS if given.checkpoint else _RUNS
+    if given.format not in wanted:
+        what = "a checkpoint" if given.checkpoint else "a run's completions"
+        raise SetupError(f"{what} cannot be written as {given.format}: use {', '.join(wanted)}")
+    if given.checkpoint:
+        return _export_checkpoint(given)
     from pipeline.formats.writing import export_run
 
     rows = export_run(given.source, given.to, given.format)
     print(f"{rows:,} rows in {files.redact(given.to)}")
     return 0
+
+
+def _export_checkpoint(given: argparse.Namespace) -> int:
+    from model.checkpoint import files
+    from model.checkpoint.export import export_checkpoint
+
+    written = export_checkpoint(
+        given.checkpoint,
+        given.to,
+        given.format,
+        dtype=given.dtype,
+        overwrite=given.overwrite,
+        progress=_show,
+    )
+    for url in written:
+        print(files.redact(url))
+    return 0
+
+
+def _show(done: int, total: int) -> None:
+    """A line on a terminal that says how far it is; nothing elsewhere."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done / 1e9:,.2f} of {total / 1e9:,.2f} GB", end=end, file=sys.stderr, flush=True)
