@@ -11,9 +11,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from model.checkpoint.source import open_checkpoint
+from pipeline import read_completions
+from pipeline.cli import main
 from tests.model import reference
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
@@ -140,6 +144,37 @@ def test_texts_are_scored_whole(results, oracle, trained):
     size = sum(len(text.encode()) for text in TEXTS)
     found = results["results"]["local_text"]["byte_perplexity,none"]
     assert found == pytest.approx(math.exp(-total / size), rel=1e-4)
+
+
+def test_a_run_of_the_pipeline_gives_the_very_numbers(results, talking, tmp_path):
+    """The same evaluation as a Beam job: the harness's requests as rows of a table."""
+    engine = ["--checkpoint", talking, "--numerics", "float32", "--slots", "8"]
+
+    def scored(name, table):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        files = ["--input", str(tmp_path / f"{name}.parquet"), "--output", str(tmp_path / name)]
+        assert main(["score", *engine, *files]) == 0
+        return read_completions(str(tmp_path / name)).to_pylist()
+
+    questions = pa.table(
+        {
+            "context": [row["question"] for row in QUESTIONS],
+            "continuations": [row["choices"] for row in QUESTIONS],
+        }
+    )
+    rows = iter(scored("choices", questions))
+    right = 0
+    for sample, row in zip(results["samples"]["local_choice"], QUESTIONS, strict=True):
+        own = [next(rows) for _ in row["choices"]]
+        [theirs] = zip(*sample["resps"], strict=True)
+        assert [(r["logprob"], r["is_greedy"]) for r in own] == [
+            (float(logprob), str(greedy) == "True") for logprob, greedy in theirs
+        ]
+        right += int(np.argmax([r["logprob"] for r in own])) == row["answer"]
+    assert results["results"]["local_choice"]["acc,none"] == pytest.approx(right / len(QUESTIONS))
+    rows = scored("texts", pa.table({"document": TEXTS}))
+    bits = -sum(r["logprob"] for r in rows) / sum(r["text_bytes"] for r in rows) / math.log(2)
+    assert results["results"]["local_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-12)
 
 
 def test_completions_end_before_their_stop_string(results):
