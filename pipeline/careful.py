@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from pipeline import registry
-from pipeline.elements import Answers, Ask, Questions
+from pipeline.questions import Answers, Ask, Questions
 from pipeline.registry import Held
 from pipeline.strikes import QUARANTINE, Attempt, Ledger
 from schemas.error import ErrorCode, RowError

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from model.checkpoint import files
 from pipeline.claim import JOB
 from pipeline.counts import Counts
-from pipeline.elements import Answers
 from pipeline.footer import read_footer
 from pipeline.plan import read_chunks
 from pipeline.prepare import Job
+from pipeline.questions import Answers
 from pipeline.storage import Folder
 from schemas.error import INPUT_ERRORS
 

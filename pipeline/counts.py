@@ -26,6 +26,7 @@ class Counts:
       text_logprob: sum over the tokens of these.
       finish_reasons: samples by ``finish_reason``.
       errors: rows by ``error_code``.
+      duplicates: rows whose answer is that of an equal one before them in the chunk.
     """
 
     rows_in: int = 0
@@ -40,6 +41,7 @@ class Counts:
     logprob: float = 0.0
     text_bytes: int = 0
     text_logprob: float = 0.0
+    duplicates: int = 0
     finish_reasons: dict[str, int] = dataclasses.field(default_factory=dict)
     errors: dict[str, int] = dataclasses.field(default_factory=dict)
 

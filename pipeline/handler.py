@@ -11,7 +11,7 @@ from apache_beam.ml.inference.base import ModelHandler
 from model.checkpoint import files
 from model.engine.options import EngineOptions, EngineStats
 from pipeline import careful, health, registry
-from pipeline.elements import Answers, Questions
+from pipeline.questions import Answers, Questions
 from pipeline.strikes import Ledger
 
 NAMESPACE = "grok1"

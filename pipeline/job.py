@@ -13,12 +13,12 @@ from apache_beam.runners.runner import PipelineResult
 from pipeline import plan
 from pipeline.beam_options import attempts, local_options, make_pipeline
 from pipeline.commit import Committed, commit
-from pipeline.elements import Answers, Questions
 from pipeline.finalize import finalize
 from pipeline.handler import NAMESPACE, Grok1ModelHandler
 from pipeline.options import JobOptions
 from pipeline.plan import Span
 from pipeline.prepare import Job, prepare_job
+from pipeline.questions import Answers, Questions
 from pipeline.read import read_span
 from pipeline.strikes import Ledger
 

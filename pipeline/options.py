@@ -41,6 +41,7 @@ class JobOptions:
       limit: only this many rows, from the beginning.
       over_length: one of ``OVER_LENGTH``.
       bos: one of ``BOS``.
+      dedupe: whether rows that ask the same in a chunk are computed once; changes no result.
       strict: stop at the first file that cannot be read or row that has an error.
       overwrite: discard what the output folder holds of another job.
       allow_errors: share of rows that may be errored in a run that counts as a success.
@@ -67,6 +68,7 @@ class JobOptions:
     limit: int | None = None
     over_length: str = "error"
     bos: str = "never"
+    dedupe: bool = True
     strict: bool = False
     overwrite: bool = False
     allow_errors: float = 0.0

@@ -45,6 +45,7 @@ def prepare_chunk(
         errors=errors,
         prompt_tokens={row: count for row, count in lengths.items() if row in errors},
         cut=cut,
+        dedupe=job.options.dedupe,
     )
 
 

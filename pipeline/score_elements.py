@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from model import evaluation
 from model.engine.scoring import Score, ScoreOutput, ScoreRequest
 from pipeline.counts import Counts
-from pipeline.elements import Answers, Ask, Questions
+from pipeline.questions import Answers, Ask, Questions
 from schemas.completion import OutputRows
 from schemas.error import RowError
 from schemas.score import COLUMNS
@@ -16,7 +16,7 @@ from schemas.score import COLUMNS
 if TYPE_CHECKING:
     from model.engine.engine import Engine
 
-Ids = Sequence[int]
+Ids = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,73 +61,64 @@ class ScoreChunk(Questions):
     asked: tuple[Pieces, ...]
     logprobs: int | None
 
+    def question(self, place: int) -> Hashable:
+        """See ``Questions``."""
+        return self.asked[place].pairs
+
     def open(self, engine: "Engine") -> tuple[list[Ask], Callable[[Sequence[Any]], Sequence[Any]]]:
         """See ``Questions``; a context that several rows have is computed once, for all of them."""
-        pairs = [pair for pieces in self.asked for pair in pieces.pairs]
-        rows = [
-            row for row, pieces in zip(self.sources, self.asked, strict=True) for _ in pieces.pairs
-        ]
+        first = self.first()
+        rows: dict[int, set[int]] = {}
+        for row, at in zip(self.sources, first, strict=True):
+            rows.setdefault(at, set()).add(row)
+        owners = [at for at in rows for _ in self.asked[at].pairs]
+        pairs = [pair for at in rows for pair in self.asked[at].pairs]
         groups = list(evaluation.group(pairs, engine.max_continuations, self.logprobs))
         starts = engine.score_starts([request for request, _ in groups])
         asks = [
-            Ask(tuple(sorted({rows[place] for place in groups[at][1]})), start)
+            Ask(tuple(sorted(set().union(*(rows[owners[i]] for i in groups[at][1])))), start)
             for at, start in starts
         ]
+        cached = self._cached(engine, [request for request, _ in groups])
 
         def outputs(answers: Sequence[ScoreOutput | None]) -> list[Scored | None]:
-            scores: dict[int, tuple[Score, int]] = {}
-            errors: dict[int, RowError] = {}
+            found: dict[int, list[Score | RowError]] = {at: [] for at in rows}
+            placed: list[Score | RowError | None] = [None] * len(pairs)
             for (at, _), output in zip(starts, answers, strict=True):
                 if output is not None:
-                    self._place(groups[at], output, pairs, scores, errors)
-            places = iter(range(len(pairs)))
-            return [self._answer(pieces, places, scores, errors) for pieces in self.asked]
+                    for k, place in enumerate(groups[at][1]):
+                        placed[place] = output.error or output.scores[k]
+            for at, pair, answer in zip(owners, pairs, placed, strict=True):
+                if isinstance(answer, Score) and answer.token_ids != pair[1]:
+                    raise AssertionError("the engine's answer is to another question")
+                if answer is not None:
+                    found[at].append(answer)
+            return [
+                _scored(self.asked[place], found[at], cached[place])
+                for place, at in enumerate(first)
+            ]
 
         return asks, outputs
 
-    @staticmethod
-    def _place(
-        group: tuple[ScoreRequest, Sequence[int]],
-        output: ScoreOutput,
-        pairs: Sequence[tuple[Ids, Ids]],
-        scores: dict[int, tuple[Score, int]],
-        errors: dict[int, RowError],
-    ) -> None:
-        request, places = group
-        if output.error is not None:
-            errors.update(dict.fromkeys(places, output.error))
-            return
-        cached = output.cached_tokens
-        for place, found in zip(places, output.scores, strict=True):
-            if found.token_ids != tuple(pairs[place][1]):
-                raise AssertionError(f"the engine's answer {place} is to another question")
-            scores[place] = found, cached
-            cached = len(request.context_token_ids)
+    def _cached(self, engine: "Engine", requests: Sequence[ScoreRequest]) -> list[list[int]]:
+        """For each of ``sources``, and each of its pairs, context tokens that others have too.
+
+        A context that has come before is computed wholly then; so this is no matter of ``dedupe``.
+        """
+        known: dict[Ids, int] = {}
+        for request, shared in zip(requests, engine.shared(requests), strict=True):
+            known.setdefault(request.context_token_ids, shared)
+        cached = []
+        for pieces in self.asked:
+            cached.append([])
+            for context, _ in pieces.pairs:
+                cached[-1].append(known[context])
+                known[context] = len(context)
+        return cached
 
     def answered(self, outputs: Sequence[Scored | None], **facts: Any) -> "ScoredChunk":
         """See ``Questions``."""
         return ScoredChunk(prompts=self, outputs=tuple(outputs), **facts)
-
-    def _answer(
-        self,
-        pieces: Pieces,
-        places: Iterator[int],
-        scores: dict[int, tuple[Score, int]],
-        errors: dict[int, RowError],
-    ) -> Scored | None:
-        own = [next(places) for _ in pieces.pairs]
-        if any(place not in scores and place not in errors for place in own):
-            return None
-        if wrong := next((errors[place] for place in own if place in errors), None):
-            return Scored(error=wrong)
-        found = [scores[place] for place in own]
-        if pieces.is_document:
-            joined = evaluation.join([score for score, _ in found])
-            return Scored(scores=(joined,), cached_tokens=(sum(count for _, count in found),))
-        return Scored(
-            scores=tuple(score for score, _ in found),
-            cached_tokens=tuple(count for _, count in found),
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,6 +148,7 @@ class ScoredChunk(Answers):
             logprob=math.fsum(score.logprob for score in scores),
             text_bytes=sum(size for _, size in texts),
             text_logprob=math.fsum(score.logprob for score, _ in texts),
+            duplicates=self.duplicates(),
         )
 
     def fill(self, run_seed: int) -> OutputRows:
@@ -193,3 +185,17 @@ class ScoredChunk(Answers):
                     cached_tokens=cached,
                 )
         return rows
+
+
+def _scored(
+    pieces: Pieces, found: Sequence[Score | RowError], cached: Sequence[int]
+) -> Scored | None:
+    """A row's answer from those to its pieces; None if some of these are not there."""
+    if error := next((answer for answer in found if isinstance(answer, RowError)), None):
+        return Scored(error=error)
+    scores = [answer for answer in found if isinstance(answer, Score)]
+    if len(scores) < len(pieces.pairs):
+        return None
+    if pieces.is_document:
+        return Scored(scores=(evaluation.join(scores),), cached_tokens=(sum(cached),))
+    return Scored(scores=tuple(scores), cached_tokens=tuple(cached))

@@ -1,6 +1,6 @@
 """Rows on their way to be scored: validated, tokenized, cut to the context or into windows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -40,6 +40,7 @@ def prepare_chunk(
         errors=errors,
         asked=tuple(asked),
         logprobs=job.options.logprobs,
+        dedupe=job.options.dedupe,
     )
 
 
@@ -74,7 +75,7 @@ def _pieces(row: ScoreRow, pairs: Sequence[tuple[Ids, Ids]], job: "Job") -> Piec
     if row.is_document:
         [(_, ids)] = pairs
         cut = evaluation.windows(ids, job.prefix_token, most, job.options.stride or most)
-        return Pieces(pairs=tuple(cut), is_document=True, text_bytes=sizes)
+        return Pieces(pairs=_frozen(cut), is_document=True, text_bytes=sizes)
     fitted = []
     for context, continuation in pairs:
         kept = evaluation.fit(context, continuation, most, keep=_has_bos(row, job))
@@ -88,7 +89,13 @@ def _pieces(row: ScoreRow, pairs: Sequence[tuple[Ids, Ids]], job: "Job") -> Piec
                 _column(row, job.roles),
             )
         fitted.append((kept, continuation))
-    return Pieces(pairs=tuple(fitted), is_document=False, text_bytes=sizes)
+    return Pieces(pairs=_frozen(fitted), is_document=False, text_bytes=sizes)
+
+
+def _frozen(
+    pairs: Iterable[tuple[Ids, Ids]],
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    return tuple((tuple(context), tuple(continuation)) for context, continuation in pairs)
 
 
 def _has_bos(row: ScoreRow, job: "Job") -> bool:

@@ -16,9 +16,9 @@ from schemas import completion, prompt, score
 from schemas.error import SetupError
 
 if TYPE_CHECKING:
-    from pipeline.elements import Questions
     from pipeline.plan import Chunk
     from pipeline.prepare import Job
+    from pipeline.questions import Questions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 
 from model import evaluation
 from model.config import Grok1Config
+from model.engine.asking import Asking
 from model.engine.cache import shared_prefix_tokens
 from model.engine.load import Progress, load
 from model.engine.loop import Loop
-from model.engine.machine import versions
+from model.engine.machine import memory_in_use
 from model.engine.options import EngineOptions, EngineStats
 from model.engine.output import Finisher, Sample, Ticket, open_ticket
+from model.engine.plan import provenance
 from model.engine.programs import CompiledSteps, Plan, abstract_cache, abstract_tables
 from model.engine.request import Request, RequestOutput
 from model.engine.rules import Unanswerable, resolve
@@ -28,15 +30,14 @@ from model.engine.tables import empty_tables
 from model.layout import Layout
 from model.tokenizer import Tokenizer
 from model.transformer import Params
-from schemas.error import RowError, SetupError
-from schemas.sampling import SamplingParams
+from schemas.error import RowError
 
 
 class EngineClosed(RuntimeError):
     """The engine was closed, or its devices failed; requests under way are lost."""
 
 
-class Engine:
+class Engine(Asking):
     """Completes prompts with a Grok-1 model. Thread-safe.
 
     One thread of its own drives the devices; many callers may wait on it, and the more they ask at
@@ -44,7 +45,6 @@ class Engine:
 
     Attributes:
       config: the model.
-      tokenizer: None if the checkpoint has none and none was given.
       max_context: most tokens of a prompt and its completion.
       max_continuations: most continuations of one request to score.
     """
@@ -144,17 +144,24 @@ class Engine:
         return ticket.future
 
     def submit_all(self, requests: Sequence[Request]) -> list[Future[RequestOutput]]:
-        """Queues requests that belong together; their ``cached_tokens`` say what they share."""
-        return [self.submit(*pair) for pair in zip(requests, self.shared(requests), strict=True)]
+        """Queues requests that belong together, those with like beginnings one after another.
 
-    def shared(self, requests: Sequence[Request]) -> list[int]:
-        """For each of requests that belong together, prompt tokens that one before it computes."""
-        shareable = [r for r in requests if r.params.prompt_logprobs is None]
-        shared = shared_prefix_tokens(
-            [r.prompt_token_ids for r in shareable], self._plan.shapes.block_size
-        )
-        cached = dict(zip(map(id, shareable), shared, strict=True))
-        return [cached.get(id(request), 0) for request in requests]
+        Their ``cached_tokens`` say what they share. Answers are in the order of the requests.
+        """
+        shared = self.shared(requests)
+        order = sorted(range(len(requests)), key=lambda at: requests[at].prompt_token_ids)
+        futures = {at: self.submit(requests[at], shared[at]) for at in order}
+        return [futures[at] for at in range(len(requests))]
+
+    def shared(self, requests: Sequence[Request | ScoreRequest]) -> list[int]:
+        """For each of requests that belong together, tokens that one before it computes.
+
+        They are those of whole blocks of its prompt, or of its context if it is to be scored.
+        """
+        prompts = {at: ids for at, request in enumerate(requests) if (ids := request.shareable_ids)}
+        counts = shared_prefix_tokens(list(prompts.values()), self._plan.shapes.block_size)
+        shared = dict(zip(prompts, counts, strict=True))
+        return [shared.get(at, 0) for at in range(len(requests))]
 
     def submit_scores(self, requests: Sequence[ScoreRequest]) -> list[Future[ScoreOutput]]:
         """Queues requests to score, those with like contexts together; answers in their order.
@@ -173,9 +180,7 @@ class Engine:
         Returns:
           For each, its place among ``requests``, and what queues it.
         """
-        shared = shared_prefix_tokens(
-            [request.context_token_ids for request in requests], self._plan.shapes.block_size
-        )
+        shared = self.shared(requests)
         order = sorted(range(len(requests)), key=lambda at: requests[at].context_token_ids)
         return [(at, partial(self._submit_score, requests[at], shared[at])) for at in order]
 
@@ -203,49 +208,6 @@ class Engine:
         """
         return evaluation.score_pairs(self, pairs)
 
-    def generate(
-        self,
-        prompts: Sequence[str | Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        run_seed: int = 0,
-    ) -> list[RequestOutput]:
-        """Completes prompts, given as text or as token ids, and waits.
-
-        Args:
-          prompts: what to complete.
-          params: for all, or one for each; by default vLLM's defaults.
-          run_seed: with a prompt's index, what its randomness derives from.
-
-        Returns:
-          One answer a prompt, in order.
-
-        Raises:
-          SetupError: text without a tokenizer.
-          EngineClosed: the devices failed.
-        """
-        params = params or SamplingParams()
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
-        requests = [
-            Request(
-                prompt_token_ids=tuple(self.encode(prompt)), params=p, address=f"{run_seed}/{i}"
-            )
-            for i, (prompt, p) in enumerate(zip(prompts, each, strict=True))
-        ]
-        return [future.result() for future in self.submit_all(requests)]
-
-    def encode(self, text: str | Sequence[int]) -> Sequence[int]:
-        """Token ids of a text; token ids are left alone.
-
-        Raises:
-          SetupError: text without a tokenizer.
-        """
-        if not isinstance(text, str):
-            return text
-        if self.tokenizer is None:
-            raise SetupError("text needs a tokenizer: give one, or token ids")
-        return self.tokenizer.encode(text)
-
     def stats(self) -> EngineStats:
         """Counters since the engine was made."""
         finisher = self._finisher
@@ -261,25 +223,11 @@ class Engine:
 
     def device_memory(self) -> int:
         """Bytes in use on the fullest device; 0 where devices do not tell."""
-        used = [
-            (d.memory_stats() or {}).get("bytes_in_use", 0) for d in self._plan.mesh.local_devices
-        ]
-        return max(used)
+        return memory_in_use(self._plan.mesh)
 
     def provenance(self) -> dict[str, str]:
         """What the bits of a result depend on beside checkpoint and request."""
-        plan, shapes = self._plan, self._plan.shapes
-        return {
-            "weights": plan.layout.weights,
-            "numerics": plan.numerics.name,
-            "collectives": "ordered" if plan.ordered else "psum",
-            "kv_cache_dtype": "int8" if plan.quantized_cache else "auto",
-            "slots": str(shapes.rows),
-            "block_size": str(shapes.block_size),
-            "max_context": str(shapes.max_context),
-            "kernels": plan.kernels,
-            **versions(plan.mesh),
-        }
+        return provenance(self._plan)
 
     def close(self, *, abandon: bool = False) -> None:
         """Answers what is under way, then ends the threads. Calling it again does nothing.

@@ -35,6 +35,11 @@ def describe_machine(mesh: Mesh, weight_bytes: int, memory: int | None = None) -
     return Machine(platform=platform, devices=mesh.size, cache_bytes=max(free, 0) * mesh.size)
 
 
+def memory_in_use(mesh: Mesh) -> int:
+    """Bytes in use on the fullest device of this process; 0 where devices do not tell."""
+    return max((d.memory_stats() or {}).get("bytes_in_use", 0) for d in mesh.local_devices)
+
+
 def versions(mesh: Mesh) -> dict[str, str]:
     """Device and libraries that a result's bits may depend on, for a file's footer."""
     device = mesh.devices.flat[0]

@@ -3,7 +3,7 @@
 from jax.sharding import Mesh
 
 from model.config import Grok1Config
-from model.engine.machine import describe_machine
+from model.engine.machine import describe_machine, versions
 from model.engine.options import EngineOptions
 from model.engine.programs import Plan
 from model.engine.shapes import choose_shapes
@@ -46,3 +46,19 @@ def make_plan(
         quantized_cache=options.kv_cache_dtype == "int8",
         accelerator=Kernels(machine.platform) if own else None,
     )
+
+
+def provenance(plan: Plan) -> dict[str, str]:
+    """What the bits of a result depend on beside checkpoint and request."""
+    shapes = plan.shapes
+    return {
+        "weights": plan.layout.weights,
+        "numerics": plan.numerics.name,
+        "collectives": "ordered" if plan.ordered else "psum",
+        "kv_cache_dtype": "int8" if plan.quantized_cache else "auto",
+        "slots": str(shapes.rows),
+        "block_size": str(shapes.block_size),
+        "max_context": str(shapes.max_context),
+        "kernels": plan.kernels,
+        **versions(plan.mesh),
+    }

@@ -23,6 +23,15 @@ class Request:
     address: str = ""
 
     @property
+    def question(self) -> tuple[tuple[int, ...], SamplingParams, str]:
+        """What decides its answer: requests that have this in common have the same completions."""
+        params = self.params
+        if params.greedy and params.seed is not None:
+            params = dataclasses.replace(params, seed=None)
+        drawn = not params.greedy and params.seed is None
+        return self.prompt_token_ids, params, self.address if drawn else ""
+
+    @property
     def samples(self) -> int:
         """How many completions."""
         return self.params.n
@@ -36,6 +45,11 @@ class Request:
     def scored_from(self) -> int | None:
         """Position of the first prompt token that is scored, or None."""
         return None if self.params.prompt_logprobs is None else 1
+
+    @property
+    def shareable_ids(self) -> tuple[int, ...]:
+        """What may begin as other requests do; nothing if each of its tokens is scored."""
+        return self.prompt_token_ids if self.params.prompt_logprobs is None else ()
 
     @property
     def cached_token_ids(self) -> tuple[int, ...]:

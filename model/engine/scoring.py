@@ -46,6 +46,11 @@ class ScoreRequest:
         return len(self.context_token_ids)
 
     @property
+    def shareable_ids(self) -> tuple[int, ...]:
+        """What may begin as other requests do."""
+        return self.context_token_ids
+
+    @property
     def cached_token_ids(self) -> tuple[int, ...]:
         """What its continuations have in common; a single one's own tokens are part of it.
 

@@ -67,6 +67,12 @@ def add_run(parser: argparse.ArgumentParser, over_length: Sequence[str], meaning
         default=over_length[0],
         help=f"{meaning} ({over_length[0]})",
     )
+    add(
+        "--dedupe",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute rows that ask the same in a chunk once (on; changes no result)",
+    )
     add("--limit", type=int, metavar="N", help="only the first N rows")
     add("--chunk-rows", type=int, metavar="N", help="rows of a part (by their length, up to 2048)")
     add(
@@ -139,6 +145,7 @@ def job_options(given: argparse.Namespace) -> dict[str, Any]:
         "limit",
         "over_length",
         "bos",
+        "dedupe",
         "strict",
         "overwrite",
         "allow_errors",

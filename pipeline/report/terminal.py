@@ -78,6 +78,8 @@ def summary_table(manifest: Mapping[str, Any], counters: Mapping[str, int]) -> T
     )
     for name, fact in token_facts(m, m["settings"]["task"]).items():
         table.add_row(name, fact)
+    if m["duplicates"]:
+        table.add_row("duplicates", f"{_number(m['duplicates'], 'row')} answered as an equal one")
     if m["finish_reasons"]:
         table.add_row("ended by", _tally(m["finish_reasons"]))
     if m["errors"]:
