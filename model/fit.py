@@ -19,9 +19,6 @@ from model.engine.options import EngineOptions
 from model.machines import MachineProfile, decode_floor, find_machine, prefill_floor
 from schemas.error import SetupError
 
-STEPS = ("prefill", "score", "decode", "edit_slots", "copy_pages")
-"""All steps of an engine."""
-
 _TRIES = 4
 """Compiles that the search for the most slots may take."""
 
@@ -95,6 +92,7 @@ class Fit:
       question: with the slots that were tried.
       weights_bytes: the weights.
       cache_bytes: keys and values of all slots.
+      slots_bytes: what else is kept of the slots: their state, and tables for sampling.
       steps: what each step took, as ``topology.compile_step`` gives it.
       max_slots: most sequences that fit; None if that was not asked.
     """
@@ -102,6 +100,7 @@ class Fit:
     question: Question
     weights_bytes: int
     cache_bytes: int
+    slots_bytes: int
     steps: dict[str, dict[str, Any]]
     max_slots: int | None = None
 
@@ -130,7 +129,8 @@ class Fit:
         """Of the step that needs most, and the programs."""
         step = max(step["peak_bytes"] for step in self.steps.values())
         # A compiler that refuses may count only a part.
-        return max(step, self.weights_bytes + self.cache_bytes) + self.code_bytes
+        kept = self.weights_bytes + self.cache_bytes + self.slots_bytes
+        return max(step, kept) + self.code_bytes
 
     @property
     def fits(self) -> bool:
@@ -147,7 +147,7 @@ class Fit:
         question, machine = self.question, self.question.profile
         gib = {
             name: round(getattr(self, f"{name}_bytes") / 2**30, 3)
-            for name in ("peak", "limit", "weights", "cache", "temporaries", "code")
+            for name in ("peak", "limit", "weights", "cache", "slots", "temporaries", "code")
         }
         cache = 2.0 if question.kv_cache_dtype == "auto" else 1 + 4 / question.config.key_size
         return {
@@ -178,8 +178,8 @@ class Fit:
         }
 
 
-def compile_for(question: Question, steps: tuple[str, ...] = STEPS) -> Fit:
-    """Compiles steps for the machine, with nothing attached.
+def compile_for(question: Question, steps: tuple[str, ...] | None = None) -> Fit:
+    """Compiles steps for the machine, by default all, with nothing attached.
 
     Raises:
       SetupError: a package that compiles for it is not installed.
@@ -239,7 +239,7 @@ def _slots_that_fit(fit: Fit) -> int:
     question = fit.question
     assert question.slots is not None
     free = fit.limit_bytes - fit.weights_bytes - fit.temporaries_bytes - fit.code_bytes
-    each = fit.cache_bytes / question.slots
+    each = (fit.cache_bytes + fit.slots_bytes) / question.slots
     devices = question.profile.devices
     return max(int(free / each) // devices * devices, 0)
 

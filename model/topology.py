@@ -106,16 +106,18 @@ def answer(
     config: Grok1Config,
     options: EngineOptions,
     weights: str,
-    names: list[str],
+    names: list[str] | None,
 ) -> dict[str, Any]:
-    """Compiles the steps of these names; sizes are bytes of one device."""
+    """Compiles the steps of these names, or all; sizes are bytes of one device."""
     plan = plan_for(machine, config, options, weights)
     params = abstract_params(plan.config, plan.mesh, plan.numerics, plan.layout)
     made = steps(plan)
+    slots = made["decode"].arguments[2:]
     return {
         "weights_bytes": _bytes(params),
         "cache_bytes": _bytes(abstract_cache(plan)),
-        "steps": {name: compile_step(made[name], plan.mesh) for name in names},
+        "slots_bytes": _bytes(slots),
+        "steps": {name: compile_step(made[name], plan.mesh) for name in names or made},
     }
 
 

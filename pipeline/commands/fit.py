@@ -88,8 +88,8 @@ def _print(found: dict, config: Grok1Config) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
-    parts = ("weights", "cache", "temporaries", "code")
-    shown = {"code": "programs"}
+    parts = ("weights", "cache", "slots", "temporaries", "code")
+    shown = {"slots": "state of the sequences", "code": "programs"}
     facts = {
         "model": f"{config.num_params / 1e9:,.1f} B parameters, {found['weights']} weights, "
         f"{found['numerics']} numerics, {found['kv_cache_dtype']} cache",

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from model.config import GROK_1
-from model.fit import STEPS, Question, compile_for, find_fit
+from model.fit import Question, compile_for, find_fit
 from schemas.error import SetupError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -39,13 +39,22 @@ def compiled(machine: str, slots: int | None, context: int, **more):
 )
 def test_int8_fits(machine, slots, context, cache):
     fit = compiled(machine, slots, context, kv_cache_dtype=cache)
-    assert set(fit.steps) == set(STEPS)
+    assert {"prefill", "score", "decode", "edit_slots", "copy_pages"} <= set(fit.steps)
     assert fit.fits
     # Neither a second cache, nor a layer's weights in bfloat16, would stay below.
     assert fit.temporaries_bytes < GIB
-    assert fit.peak_bytes < fit.weights_bytes + fit.cache_bytes + 1.25 * GIB
+    kept = fit.weights_bytes + fit.cache_bytes + fit.slots_bytes
+    assert fit.peak_bytes < kept + fit.temporaries_bytes + fit.code_bytes + GIB // 100
     for name in ("prefill", "score", "decode"):
         assert fit.steps[name]["layer_collectives"] == EXCHANGES, name
+
+
+@pytest.mark.parametrize(("slots", "context"), [(128, 2048), (32, 8192)])
+def test_int4_fits_where_int8_cannot(slots, context):
+    fit = compiled("v6e-8", slots, context, weights="int4")
+    assert fit.fits
+    assert fit.temporaries_bytes < GIB
+    assert fit.steps["decode"]["layer_collectives"] == EXCHANGES
 
 
 def test_int8_is_refused_where_it_cannot_fit():

@@ -5,7 +5,7 @@ import pytest
 
 from model.config import GROK_1
 from model.engine.options import EngineOptions
-from model.fit import STEPS, Fit, Question, compile_for
+from model.fit import Fit, Question, compile_for
 from model.machines import MACHINES
 from pipeline.cli import FAILED, SETUP, main
 from schemas.error import SetupError
@@ -30,6 +30,7 @@ def fit(**changes) -> Fit:
         "question": QUESTION,
         "weights_bytes": 40 * GIB,
         "cache_bytes": 8 * GIB,
+        "slots_bytes": 0,
         "steps": {"prefill": step(0.75, 48.75), "decode": step(0.5, 48.5)},
     }
     return Fit(**{**values, **changes})
@@ -94,7 +95,7 @@ def test_the_command_names_the_package_that_is_missing(monkeypatch, capsys):
 
 
 def test_the_command_shows_and_judges(monkeypatch, capsys):
-    found = fit(max_slots=200, steps={name: step(0.5, 80) for name in STEPS})
+    found = fit(max_slots=200, steps={"decode": step(0.5, 80)})
     monkeypatch.setattr("model.fit.find_fit", lambda question: found)
     assert main(["fit", "--machine", "h100x8"]) == FAILED
     text = capsys.readouterr().out
