@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import registry
 from pipeline.questions import Answers, Ask, Questions
 from pipeline.registry import Held
+from pipeline.saved import without
 from pipeline.strikes import QUARANTINE, Attempt, Ledger
 from schemas.error import ErrorCode, RowError
 
@@ -25,7 +26,7 @@ def answer(batch: Questions, held: Held, ledger: Ledger | None) -> Answers:
         return batch.answered(outputs(found), **_facts(held))
     attempt = ledger.begin(batch.chunk.part_name)
     try:
-        if attempt.history:
+        if attempt.history or batch.known:
             return _warily(batch, held, ledger, attempt)
         found = held.gate.ask_all([ask.start for ask in asks], partial(_admit, attempt, asks))
         attempt.end()
@@ -38,7 +39,8 @@ def answer(batch: Questions, held: Held, ledger: Ledger | None) -> Answers:
 
 def _warily(batch: Questions, held: Held, ledger: Ledger, attempt: Attempt) -> Answers:
     asks, outputs = batch.open(held.engine)
-    suspects, saved = attempt.history.suspects, attempt.saved()
+    suspects = {**dict.fromkeys(batch.suspects, 0), **attempt.history.suspects}
+    saved = without([*batch.known, *attempt.saved()])
     done = {row for piece in saved for row in piece.rows}
     open_ = [i for i, ask in enumerate(asks) if not done.issuperset(ask.rows)]
     found: list[Any] = [None] * len(asks)
@@ -47,16 +49,21 @@ def _warily(batch: Questions, held: Held, ledger: Ledger, attempt: Attempt) -> A
     def strikes(i: int) -> int:
         return max(suspects.get(row, -1) for row in asks[i].rows)
 
+    def answers(found: Sequence[Any]) -> list[Any]:
+        # A question may be for a row that is done, too.
+        given = zip(batch.sources, outputs(found), strict=True)
+        return [None if row in done else output for row, output in given]
+
     def save(places: Sequence[int]) -> None:
         some = [found[i] if i in places else None for i in range(len(asks))]
-        answers = batch.answered(outputs(some), **_facts(held))
-        attempt.save(answers.save(ledger.schema, ledger.run_seed))
+        answered = batch.answered(answers(some), **_facts(held))
+        attempt.save(answered.save(ledger.schema, ledger.run_seed))
 
     others = [i for i in open_ if strikes(i) < 0]
     if others:
         some = [asks[i] for i in others]
-        answers = held.gate.ask_all([a.start for a in some], partial(_admit, attempt, some))
-        for i, output in zip(others, answers, strict=True):
+        told = held.gate.ask_all([ask.start for ask in some], partial(_admit, attempt, some))
+        for i, output in zip(others, told, strict=True):
             found[i] = output
         save(others)
         attempt.end()
@@ -68,7 +75,7 @@ def _warily(batch: Questions, held: Held, ledger: Ledger, attempt: Attempt) -> A
         found[i] = held.gate.ask_alone(asks[i].start, partial(attempt.accuse, asks[i].rows))
         save([i])
         attempt.acquit()
-    return batch.answered(outputs(found), saved=tuple(saved), refused=refused, **_facts(held))
+    return batch.answered(answers(found), saved=tuple(saved), refused=refused, **_facts(held))
 
 
 def _facts(held: Held) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.checkpoint import files
 from pipeline import plan
+from pipeline.options_record import to_record
 from pipeline.storage import Folder
 from pipeline.strikes import STRIKES
 from schemas.error import SetupError
@@ -50,6 +51,7 @@ def claim(job: "Job", planned: Sequence[plan.PlannedFile]) -> str:
         "allow_errors": options.allow_errors,
         "allow_file_errors": options.allow_file_errors,
         "tokenizer": None if job.tokenizer is None else files.redact(job.tokenizer),
+        "options": to_record(options),
         "input": {
             "files": len(planned),
             "rows": sum(file.rows or 0 for file in planned if file.fault is None),

@@ -18,6 +18,7 @@ _COMMANDS = (
     "generate",
     "score",
     "plan",
+    "retry",
     "report",
     "status",
     "inspect",

@@ -119,12 +119,44 @@ def commit(job: Job, result: Answers) -> Committed:
     return Committed(part=chunk.part_name, first=first, counts=counts)
 
 
+def rewrite(job: Job, result: Answers) -> Counts:
+    """Writes a chunk's part in place of the one that is there; returns what it holds.
+
+    Raises:
+      Superseded, NotConserved: see ``commit``.
+    """
+    name = result.prompts.chunk.part_name
+    table = result.table(job.output, job.options.run_seed)
+    counts = count(result, table)
+    with tally.commit():
+        check_owner(job)
+        if counts != read_counts(job.folder, name):
+            job.folder.replace(name, _parquet(job, result, table, counts))
+    tally.add(counts)
+    return counts
+
+
 def _parquet(job: Job, result: Answers, table: pa.Table, counts: Counts) -> bytes:
+    table = uniform(table)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table)
         writer.add_key_value_metadata(_metadata(job, result, counts))
     return sink.getvalue().to_pybytes()
+
+
+def uniform(table: pa.Table) -> pa.Table:
+    """The table in one form of the many that Arrow has for it, so that equal rows are equal bytes.
+
+    A chunk's rows come in pieces as its reader, or an attempt before, happened to make them, and
+    with more words in their dictionaries than they use.
+    """
+    table = table.combine_chunks()
+    for at, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            words = table.column(at).cast(field.type.value_type).combine_chunks()
+            table = table.set_column(at, field, words.dictionary_encode().cast(field.type))
+    return table
 
 
 def _give_up_if_superseded(job: Job, part: str) -> None:

@@ -52,6 +52,8 @@ def finalize(job: Job) -> dict[str, Any]:
     folder.replace(MANIFEST_PARTS, _parquet(lines))
     if faults:
         folder.replace(FILE_ERRORS, _parquet(faults, file_errors.SCHEMA))
+    else:
+        folder.remove([FILE_ERRORS])
     folder.replace(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     planned = {chunk.part_name for chunk in chunks}
     strays = [name for name in present if is_stray(name, planned)]

@@ -72,8 +72,8 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
     ) -> Sequence[Answers]:
         """Asks the engine for all of a chunk's rows and waits; returns the one answered chunk."""
         started = time.monotonic()
-        if not batch.sources:
-            return [batch.answered(())]
+        if batch.nothing_to_ask:
+            return [batch.answered((None,) * len(batch.sources), saved=batch.known)]
         held = model.acquire()
         try:
             answers = careful.answer(batch, held, self._ledger)

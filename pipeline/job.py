@@ -45,11 +45,7 @@ def build_pipeline(
 
 def wire(job: Job, beam_options: PipelineOptions | None = None) -> beam.Pipeline:
     """The pipeline of a job that ``prepare_job`` has checked."""
-    beam_options = beam_options or local_options()
-    setup = beam_options.view_as(SetupOptions)
-    setup.beam_plugins = [*(setup.beam_plugins or []), "pipeline.worker"]
-    job = dataclasses.replace(job, attempts=attempts(beam_options))
-    pipeline = make_pipeline(beam_options)
+    job, pipeline = begin(job, beam_options)
     (
         pipeline
         | "ReadPrompts" >> ReadPrompts(job)
@@ -57,6 +53,15 @@ def wire(job: Job, beam_options: PipelineOptions | None = None) -> beam.Pipeline
         | "WriteCompletions" >> WriteCompletions(job)
     )
     return pipeline
+
+
+def begin(job: Job, beam_options: PipelineOptions | None) -> tuple[Job, beam.Pipeline]:
+    """A job as its runner will do it, and a pipeline to which nothing has been added."""
+    beam_options = beam_options or local_options()
+    setup = beam_options.view_as(SetupOptions)
+    setup.beam_plugins = [*(setup.beam_plugins or []), "pipeline.worker"]
+    job = dataclasses.replace(job, attempts=attempts(beam_options))
+    return job, make_pipeline(beam_options)
 
 
 def run(job: Job, beam_options: PipelineOptions | None = None) -> dict[str, int]:

@@ -42,6 +42,8 @@ class Questions(abc.ABC):
       sources: for each row that is asked about, in order, its place among the rows.
       errors: row -> why it cannot be asked.
       dedupe: whether rows that ask the same are asked once.
+      known: output rows of rows that need not be asked.
+      suspects: rows that are asked alone, since they may kill the process.
     """
 
     chunk: Chunk
@@ -50,6 +52,13 @@ class Questions(abc.ABC):
     sources: tuple[int, ...]
     errors: dict[int, RowError]
     dedupe: bool = True
+    known: tuple[Saved, ...] = ()
+    suspects: frozenset[int] = frozenset()
+
+    @property
+    def nothing_to_ask(self) -> bool:
+        """Whether no row needs the model."""
+        return {row for piece in self.known for row in piece.rows}.issuperset(self.sources)
 
     def __len__(self) -> int:
         return self.rows.num_rows

@@ -3,8 +3,8 @@
 import contextlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from model.checkpoint import files
 from pipeline import preemption, strikes
@@ -14,6 +14,9 @@ from pipeline.options import JobOptions
 from pipeline.prepare import Job, prepare_job
 from pipeline.report import terminal
 from schemas.error import SetupError
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 _FRAME = re.compile(r'^  File ".*", line \d+, in .*$', re.MULTILINE)
 _FAULT = re.compile(r"^(?:[\w.]+\.)?(?P<kind>\w+): (?P<reason>.*)", re.MULTILINE | re.DOTALL)
@@ -34,9 +37,6 @@ def run_job(
       SetupError: the job cannot be done as it stands.
       Failed: it ended before all rows were done.
     """
-    preemption.install(
-        "grok1: told to end; what is committed is kept, start the same command again to go on"
-    )
     job = prepare_job(options)
     print(terminal.set_up_line(job))
     counters: dict[str, int] = {}
@@ -88,20 +88,40 @@ def _write_report(job: Job) -> None:
 
 
 def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]:
+    with running_here(job, beam_arguments, debug) as beam_options:
+        from pipeline.job import run
+
+        return run(job, beam_options)
+
+
+@contextlib.contextmanager
+def running_here(
+    job: Job, beam_arguments: Sequence[str], debug: bool
+) -> Iterator["PipelineOptions"]:
+    """While the job runs: shows how it gets on, and tells a fault in one sentence.
+
+    Yields:
+      Beam's options.
+
+    Raises:
+      SetupError, Failed: of what went wrong.
+    """
     # Beam takes seconds to import: a wrong set-up should be told before that.
     from apache_beam.options.pipeline_options import PipelineOptions
 
     from pipeline import beam_options
-    from pipeline.job import run
     from pipeline.progress import Progress
 
+    preemption.install(
+        "grok1: told to end; what is committed is kept, start the same command again to go on"
+    )
     if not debug:
         beam_options.print_no_tracebacks()
     arguments = beam_options.complete(beam_arguments)
     watched = Progress(job) if beam_options.runs_here(arguments) else contextlib.nullcontext()
     try:
         with watched:
-            return run(job, PipelineOptions(arguments))
+            yield PipelineOptions(arguments)
     except KeyboardInterrupt:
         from pipeline import registry
 
