@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.engine.request import CompletionOutput, RequestOutput
+from model.engine.request import CompletionOutput, Request, RequestOutput
 from pipeline import plan
 from pipeline.elements import CompletionChunk, PromptChunk
 from pipeline.prepare import Job
@@ -47,14 +47,7 @@ def answer(
       prompts: what is asked.
       fault: request -> the error that takes the place of its answer.
     """
-    outputs = [
-        RequestOutput(
-            prompt_token_ids=request.prompt_token_ids,
-            outputs=() if fault(i) else _echoes(request.prompt_token_ids, request.params.n),
-            error=fault(i),
-        )
-        for i, request in enumerate(prompts.requests)
-    ]
+    outputs = answers(prompts.requests, fault)
     return CompletionChunk(
         prompts=prompts,
         outputs=tuple(outputs),
@@ -62,6 +55,20 @@ def answer(
         engine=ENGINE if outputs else {},
         seconds=0.5,
     )
+
+
+def answers(
+    requests: Sequence[Request], fault: Callable[[int], RowError | None] = lambda i: None
+) -> list[RequestOutput]:
+    """The answers of ``answer`` alone."""
+    return [
+        RequestOutput(
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=() if fault(i) else _echoes(request.prompt_token_ids, request.params.n),
+            error=fault(i),
+        )
+        for i, request in enumerate(requests)
+    ]
 
 
 def _echoes(ids: Sequence[int], n: int) -> tuple[CompletionOutput, ...]:

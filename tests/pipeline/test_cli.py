@@ -1,0 +1,70 @@
+import sys
+
+import pytest
+
+from pipeline import cli
+from pipeline.cli import FAILED, SETUP, Failed, main
+from pipeline.commands import inspect
+from schemas.error import SetupError
+
+
+@pytest.fixture
+def raising(monkeypatch, capsys):
+    """Runs a command that raises; gives its exit code and what stands on stderr."""
+
+    def run(error):
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr(inspect, "run", fail)
+        code = main(["inspect", "x"])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_fault_is_one_sentence(raising):
+    assert raising(SetupError("no such\nfolder")) == (SETUP, "grok1: no such folder\n")
+    assert raising(Failed("it ended")) == (FAILED, "grok1: it ended\n")
+    code, told = raising(ValueError("odd"))
+    assert (code, told) == (FAILED, "grok1: ValueError: odd (more with --debug)\n")
+    assert raising(KeyError())[1] == "grok1: KeyError: KeyError (more with --debug)\n"
+
+
+def test_a_reader_that_has_gone_is_no_fault(raising, monkeypatch, tmp_path):
+    with open(tmp_path / "pipe", "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert raising(BrokenPipeError()) == (FAILED, "")
+
+
+def test_the_version_tells_what_a_bug_report_needs(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    for name in ("grok1 ", "python 3.", "apache-beam ", "jax ", "jaxlib ", "pyarrow ", "fsspec "):
+        assert name in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", cli._COMMANDS)
+def test_every_command_explains_itself(capsys, name):
+    command = name.rstrip("_")
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: grok1 {command}" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_without_a_command_it_shows_the_help(capsys):
+    assert main([]) == SETUP
+    assert "usage: grok1" in capsys.readouterr().out
+
+
+def test_no_abbreviation_is_taken_for_an_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "--check", "c", "--input", "i", "--output", "o"])
+    assert end.value.code == 2
+    assert "--checkpoint" in capsys.readouterr().err
