@@ -54,6 +54,6 @@ def leave_within(seconds: float, code: int = EXIT_CODE) -> None:
 
 
 def _settle() -> None:
-    strikes.pardon_all()
+    strikes.pardon_all(ending=True)
     while tally.under_way:
         time.sleep(0.02)

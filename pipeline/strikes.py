@@ -29,6 +29,8 @@ STRIKES = "_strikes"
 """The folder, below the output's."""
 
 _attempts: "weakref.WeakSet[Attempt]" = weakref.WeakSet()
+_attempts_lock = threading.Lock()
+_ending = threading.Event()
 
 QUARANTINE = 2
 """Strikes after which a row is not tried again."""
@@ -105,7 +107,9 @@ class Attempt:
         self._pieces = 0
         self._settled = False
         self._lock = threading.Lock()
-        _attempts.add(self)
+        with _attempts_lock:
+            _attempts.add(self)
+            self._settled = _ending.is_set()
         names = [name for name in self._folder.names() if name.startswith(f"{part}.")]
         self.history = _history(self._folder, names, ledger.start) if names else History()
         self.last = ledger.attempts is not None and self.history.attempts + 1 >= ledger.attempts
@@ -171,9 +175,17 @@ class Attempt:
             self._folder.replace(f"{self._prefix}.{kind}", json.dumps(record).encode(), flush=False)
 
 
-def pardon_all() -> None:
-    """Pardons all attempts of this process."""
-    for attempt in list(_attempts):
+def pardon_all(*, ending: bool = False) -> None:
+    """Pardons all attempts of this process.
+
+    Args:
+      ending: those that begin later as well: the process is about to be ended by others.
+    """
+    with _attempts_lock:
+        if ending:
+            _ending.set()
+        attempts = list(_attempts)
+    for attempt in attempts:
         attempt.pardon()
 
 

@@ -73,14 +73,21 @@ def test_killed_and_started_again(phase, seed, inputs, undisturbed, environment,
     assert not [name for name in os.listdir(output) if name.startswith("_tmp")]
 
 
-def test_told_to_end(inputs, undisturbed, environment, tmp_path):
-    """SIGTERM in the midst of decoding: gone soon, with one sentence, and nobody is a suspect."""
+@pytest.mark.parametrize(
+    ("sign", "sentence"),
+    [
+        (signal.SIGTERM, "told to end"),
+        pytest.param(signal.SIGINT, "interrupted; start the same", marks=pytest.mark.slow),
+    ],
+)
+def test_told_to_end(inputs, undisturbed, environment, tmp_path, sign, sentence):
+    """In the midst of decoding: gone soon, with one sentence, and nobody is a suspect."""
     output = str(tmp_path / "out")
     how = ["-m", "tests.reliability.killed", "decode", "1"]
-    ended = _run(how, inputs, output, {**environment, "SIGNAL": "SIGTERM"})
-    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    ended = _run(how, inputs, output, {**environment, "SIGNAL": sign.name})
+    assert ended.returncode == 128 + sign, ended.stderr
     assert "killed" in ended.stdout
-    assert ended.stderr.count("told to end") == 1
+    assert ended.stderr.count(sentence) == 1
     assert "Traceback" not in ended.stderr
     assert Folder(output).names().get("_SUCCESS") is None
     assert Folder(f"{output}/_strikes").names() == {}
@@ -94,7 +101,7 @@ def test_a_store_that_hangs_does_not_keep_a_process_that_is_told_to_end(environm
         "import os, signal, threading, time\n"
         "from pipeline import preemption, strikes\n"
         "preemption.GRACE_SECONDS = 1.0\n"
-        "strikes.pardon_all = threading.Event().wait\n"
+        "strikes.pardon_all = lambda ending: threading.Event().wait()\n"
         "preemption.install('ending')\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(600)\n"
