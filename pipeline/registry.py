@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pipeline.prepare import Job
 
 
+TUNING = "_tuning"
+"""Folder of a run's output with a GPU's choices of kernels, so that a restart makes the same."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """What an engine is made from; equal settings share one.
@@ -46,7 +50,7 @@ def engine_settings(job: "Job") -> EngineSettings:
     return EngineSettings(
         checkpoint=job.options.checkpoint,
         tokenizer=job.tokenizer,
-        options=job.engine,
+        options=dataclasses.replace(job.engine, tuning=files.join(job.options.output, TUNING)),
         identity=job.settings["checkpoint"],
         scores_only=job.options.task == "score",
     )

@@ -227,7 +227,9 @@ class Engine(Asking):
 
     def provenance(self) -> dict[str, str]:
         """What the bits of a result depend on beside checkpoint and request."""
-        return provenance(self._plan)
+        tuning = self._compiled.tuning
+        chosen = {} if tuning is None else {"tuning": tuning.identity()}
+        return {**provenance(self._plan), **chosen}
 
     def close(self, *, abandon: bool = False) -> None:
         """Answers what is under way, then ends the threads. Calling it again does nothing.

@@ -12,6 +12,7 @@ from model.config import Grok1Config
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
 from model.engine.programs import CompiledSteps, Plan
+from model.engine.tuning import Tuning, prepare_gpu
 from model.layout import Layout, choose_layout, kernels_fit
 from model.numerics import MODES
 from model.placement import load_params
@@ -38,6 +39,7 @@ def load(
       The weights, what was decided, the steps, the tokenizer if there is one, and how many seconds
       the weights took.
     """
+    prepare_gpu()
     checkpoint = open_checkpoint(url)
     checkpoint.verify()
     vocabulary = _load_tokenizer(tokenizer or checkpoint.tokenizer_url, checkpoint.config)
@@ -47,7 +49,9 @@ def load(
         platform = mesh.devices.flat[0].platform
         layout = choose_layout(platform, MODES[options.numerics], checkpoint.weights, packed)
     plan = make_plan(checkpoint.config, options, mesh, layout)
-    compiled = CompiledSteps(plan)
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    tuning = Tuning(options.tuning) if on_gpu and options.tuning else None
+    compiled = CompiledSteps(plan, tuning)
     with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
         compiling = pool.submit(
             compiled.prepare,

@@ -39,6 +39,7 @@ class EngineOptions:
       kernels: one of ``KERNELS``.
       prefill_rows: prompt tokens of one prefill step.
       steps_per_round: decode steps on the device between two looks of the host.
+      tuning: folder where a GPU's choices of kernels are kept for the next start; None keeps none.
     """
 
     numerics: str = "bf16"
@@ -52,6 +53,7 @@ class EngineOptions:
     kernels: str = "auto"
     prefill_rows: int | None = None
     steps_per_round: int | None = None
+    tuning: str | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name, allowed in (

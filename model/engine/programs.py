@@ -20,6 +20,7 @@ from model.engine.score import Asks
 from model.engine.shapes import Shapes
 from model.engine.state import edit_slots, empty_slots
 from model.engine.tables import TableRows, Tables, empty_rows, empty_tables
+from model.engine.tuning import Tuning
 from model.kernels.accelerator import Kernels
 from model.layout import Layout, abstract_params, param_specs
 from model.numerics import Numerics
@@ -185,9 +186,11 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
 
     Attributes:
       seconds: spent on compiling so far.
+      tuning: a GPU's choices of kernels, to be kept; None leaves them to each process.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, tuning: Tuning | None = None) -> None:
+        self.tuning = tuning
         self._mesh = plan.mesh
         self._steps = steps(plan)
         self._compiled: dict[str, Callable[..., Any]] = {}
@@ -203,13 +206,13 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
             for done, future in enumerate(as_completed(futures), 1):
                 self._compiled[futures[future]] = future.result()
                 progress(done, len(names))
-        self.seconds += time.perf_counter() - started
+        self._finish(started)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if name not in self._compiled:
             started = time.perf_counter()
             self._compiled[name] = self._compile(name)
-            self.seconds += time.perf_counter() - started
+            self._finish(started)
         return self._compiled[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -219,7 +222,13 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
         return len(self._steps)
 
     def _compile(self, name: str) -> Callable[..., Any]:
-        return self._steps[name].lower(self._mesh).compile()
+        options = None if self.tuning is None else self.tuning.options
+        return self._steps[name].lower(self._mesh).compile(compiler_options=options)
+
+    def _finish(self, started: float) -> None:
+        if self.tuning is not None:
+            self.tuning.keep()
+        self.seconds += time.perf_counter() - started
 
 
 def abstract_cache(plan: Plan) -> PagedCache:
