@@ -28,7 +28,7 @@ def read_inputs(
     Raises:
       SetupError: no file can be read, or one cannot and the job is ``strict``.
     """
-    listed = shards.list_inputs(options.input, options.input_root)
+    listed = shards.list_inputs(options.input, options.input_root, options.output)
     read = shards.read_footers([file for file in listed if file.path not in left_out])
     found = {shard.file.path: shard for shard in read}
     schema, shards_ = unify(

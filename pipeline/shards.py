@@ -58,23 +58,27 @@ class Shard:
     fault: RowError | None = None
 
 
-def list_inputs(inputs: Sequence[str], root: str | None = None) -> list[Listed]:
+def list_inputs(
+    inputs: Sequence[str], root: str | None = None, output: str | None = None
+) -> list[Listed]:
     """All files of the input, sorted by the path that their rows' ids derive from.
 
     A folder stands for all ``*.parquet`` below it. In folders and globs, names that start with
-    ``_`` or ``.`` are left out, as dataset readers do; a file named outright is always taken.
+    ``_`` or ``.`` are left out, as dataset readers do, and so is what lies in the output folder,
+    which may be one of theirs; a file named outright is always taken.
 
     Args:
       inputs: files, globs, folders.
       root: folder that the ids' paths are relative to; None takes, for each input, the longest
         folder without a wildcard.
+      output: folder whose files are the run's own.
 
     Raises:
       SetupError: nothing matched, or two files would have the same ids.
     """
     listed: dict[str, Listed] = {}
     for pattern in inputs:
-        found = _find(pattern, root)
+        found = _find(pattern, root, output)
         if not found:
             raise SetupError(
                 f"no input file matches {files.redact(pattern)}; give Parquet files, a folder that "
@@ -116,7 +120,7 @@ def version_of(info: Mapping[str, Any]) -> str:
     return str(value.timestamp() if isinstance(value, datetime.datetime) else value)
 
 
-def _find(pattern: str, root: str | None) -> list[Listed]:
+def _find(pattern: str, root: str | None, output: str | None) -> list[Listed]:
     pattern = files.absolute(pattern)
     fs, path = files.split(pattern)
     try:
@@ -136,11 +140,14 @@ def _find(pattern: str, root: str | None) -> list[Listed]:
     except Exception as error:  # each store's client brings exception classes of its own
         reason = files.redact(" ".join(str(error).split())[:300]) or type(error).__name__
         raise SetupError(f"cannot list {files.redact(pattern)}: {reason}") from None
-    prefix = files.split(base)[1].rstrip("/") + "/"
+    prefix = _prefix(base)
+    own = None
+    if output is not None and keep is not _anything and type(files.split(output)[0]) is type(fs):
+        own = _prefix(output)
     found = []
     for key, info in entries.items():
         name = key.removeprefix(prefix)
-        if info["type"] == "directory" or not keep(name):
+        if info["type"] == "directory" or not keep(name) or (own and key.startswith(own)):
             continue
         found.append(
             Listed(
@@ -152,6 +159,10 @@ def _find(pattern: str, root: str | None) -> list[Listed]:
             )
         )
     return found
+
+
+def _prefix(folder: str) -> str:
+    return files.split(folder)[1].rstrip("/") + "/"
 
 
 def _is_glob(pattern: str) -> bool:
@@ -179,7 +190,7 @@ def _anything(name: str) -> bool:
 
 
 def _below(root: str, path: str) -> str:
-    prefix = files.split(root)[1].rstrip("/") + "/"
+    prefix = _prefix(root)
     if not path.startswith(prefix):
         raise SetupError(
             f"input file {path} does not lie below --input-root {files.redact(root)}; "

@@ -106,6 +106,14 @@ def test_overwriting_starts_anew(generate):
     assert not set(other.parts) & set(first.parts)
 
 
+def test_the_output_may_lie_inside_the_input(generate, tmp_path):
+    inside = tmp_path / "in" / "out"
+    first = generate(*FLAGS, table=TABLE, output=inside)
+    assert len(first.rows) == 10
+    again = generate(*FLAGS, output=inside)
+    assert (again.code, again.parts) == (0, first.parts)
+
+
 def test_a_changed_input_is_refused_and_named(generate, tmp_path):
     generate(*FLAGS, table=TABLE)
     write(tmp_path / "in" / "b.parquet", TABLE)

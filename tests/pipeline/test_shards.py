@@ -50,6 +50,17 @@ def test_a_file_named_outright_is_taken_whatever_its_name(tree):
     assert names(tree / "notes.txt") == ["notes.txt"]
 
 
+def test_what_the_run_writes_is_not_what_it_reads(tree):
+    write(tree / "deep" / "out" / "part-0.parquet", {"prompt": ["an answer"]})
+    for pattern in (tree, tree / "**" / "*.parquet", "."):
+        found = list_inputs([str(pattern)], output="deep/out/")
+        assert [file.path for file in found if "out" in file.path] == []
+        assert len(found) >= 3
+    [named] = list_inputs([str(tree / "deep" / "out" / "part-0.parquet")], output="deep/out")
+    assert named.path == "part-0.parquet"
+    assert len(list_inputs([str(tree / "deep" / "o*" / "*")], output="memory://deep/out")) == 1
+
+
 def test_a_file_named_twice_is_one(tree):
     assert names("a.parquet", "*.parquet", tree / "a.parquet", ".") == names(tree)
 
