@@ -208,27 +208,33 @@ def compile_for(question: Question, steps: tuple[str, ...] | None = None) -> Fit
 
 
 def find_fit(question: Question) -> Fit:
-    """Compiles for the slots that are asked, or for the most that fit, which it finds.
+    """Compiles all steps for the slots that are asked, or for the most that fit, which it finds.
 
-    The most come from arithmetic over one compile's temporaries, and are then compiled.
+    The most come from arithmetic over what one compile of the large steps takes, and are then
+    compiled, since temporaries grow with them.
     """
     devices = question.profile.devices
     start = question.slots or _up(32, devices)
-    fit = compile_for(dataclasses.replace(question, slots=start))
-    most = min(_slots_that_fit(fit), _MOST_SLOTS)
-    largest = fit if fit.fits else None
+    sized = dataclasses.replace(question, slots=start)
+    asked = compile_for(sized, None if question.slots else _LARGE)
+    tried, found = asked, start if asked.fits else 0
     for _ in range(_TRIES):
-        if most < devices or (largest and most <= (largest.question.slots or 0)):
+        most = min(_slots_that_fit(tried), _MOST_SLOTS)
+        if tried is not asked:
+            most = min(most, (tried.question.slots or 0) - devices)
+        if most <= found:
             break
-        tried = compile_for(dataclasses.replace(question, slots=most))
+        tried = compile_for(dataclasses.replace(question, slots=most), _LARGE)
         if tried.fits:
-            largest = tried
+            found = most
             break
-        most = min(_slots_that_fit(tried), most - devices)
-    found = 0 if largest is None else largest.question.slots
-    chosen = fit if question.slots or largest is None else largest
-    return dataclasses.replace(chosen, max_slots=found)
+    if question.slots is None:
+        asked = compile_for(dataclasses.replace(question, slots=found or start))
+    return dataclasses.replace(asked, max_slots=found)
 
+
+_LARGE = ("prefill", "decode")
+"""Steps whose temporaries count."""
 
 _MOST_SLOTS = 1024
 """More are not looked for: a step of so many is bound by products on every machine."""
