@@ -45,6 +45,10 @@ demo: setup  ## complete sample prompts with a small model; writes demo-output/
 train-demo: setup-dev  ## train the model that the demo uses anew (half an hour)
 	$(BIN)/python -m examples.training examples/demo-model
 
+.PHONY: bench-peers
+bench-peers: setup-dev  ## measure this engine beside its peers, each installed apart (hours, gigabytes)
+	$(BIN)/python -m bench.peers --record
+
 .PHONY: test
 test: setup-dev  ## run the tests (minutes)
 	$(BIN)/python -m pytest

@@ -1,0 +1,162 @@
+"""What the peers came to: a table, a plot, and a file of all that was measured."""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bench import markdown
+
+Round = dict[str, dict[str, Any]]
+"""What each peer said in one round, by its name; see ``runners``."""
+
+OURS = "grok1"
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_RESULTS = _ROOT / "bench" / "results"
+_DOCUMENT = _ROOT / "docs" / "performance.md"
+_PLOT = _ROOT / "docs" / "peers.svg"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The rounds of one comparison.
+
+    Attributes:
+      titles: of the peers, by name, in the order of tables.
+      rounds: in the order of time.
+      first: rows of each workload that were run; None: all.
+    """
+
+    titles: Mapping[str, str]
+    rounds: Sequence[Round]
+    first: int | None = None
+
+    @property
+    def workloads(self) -> list[str]:
+        """Names, in the order of tables."""
+        result = next(iter(self.rounds[0].values()))
+        return [run["workload"] for run in result["runs"]]
+
+    def rates(self, peer: str, workload: str) -> list[float]:
+        """Output tokens a second, round by round."""
+        return [
+            run["output_tokens"] / run["seconds"]
+            for done in self.rounds
+            for run in done[peer]["runs"]
+            if run["workload"] == workload
+        ]
+
+    def ratio(self, peer: str, workload: str) -> float:
+        """How many times faster we are: the median over rounds, each compared with itself."""
+        pairs = zip(self.rates(OURS, workload), self.rates(peer, workload), strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
+
+    def markdown(self) -> str:
+        """Tables of rates and of ratios, and what they were measured on."""
+        rates = [
+            [title, *(_spread(self.rates(peer, work)) for work in self.workloads)]
+            for peer, title in self.titles.items()
+        ]
+        parts = [markdown.table(["output tokens/s: median (least–most)", *self.workloads], rates)]
+        if OURS in self.titles and len(self.titles) > 1:
+            ratios = [
+                [title, *(f"{self.ratio(peer, work):.2f}×" for work in self.workloads)]
+                for peer, title in self.titles.items()
+                if peer != OURS
+            ]
+            parts.append(markdown.table(["this engine is faster than", *self.workloads], ratios))
+        part = f", the first {self.first} rows of each workload" if self.first else ""
+        parts.append(
+            f"{len(self.rounds)} rounds in turn{part}; {_machine()}; "
+            f"{datetime.date.today().isoformat()}. " + "; ".join(self._versions()) + "."
+        )
+        return "\n\n".join(parts)
+
+    def record(self) -> list[pathlib.Path]:
+        """Writes all that was measured, the table into the document, and the plot beside it."""
+        name = f"peers-{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H%M}.json"
+        _RESULTS.mkdir(exist_ok=True)
+        found = {"machine": _machine(), "first": self.first, "rounds": self.rounds}
+        (_RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
+        markdown.replace(
+            _DOCUMENT, "peers", self.markdown() + f"\n\n![the same as bars]({_PLOT.name})"
+        )
+        _PLOT.write_text(self.plot())
+        return [_RESULTS / name, _DOCUMENT, _PLOT]
+
+    def plot(self) -> str:
+        """The rates as bars, with a line from the least to the most, as SVG."""
+        import vl_convert
+
+        rows = [
+            {
+                "peer": title,
+                "workload": work,
+                "median": statistics.median(rates),
+                "least": min(rates),
+                "most": max(rates),
+            }
+            for peer, title in self.titles.items()
+            for work in self.workloads
+            for rates in [self.rates(peer, work)]
+        ]
+        peer = {"field": "peer", "type": "nominal", "sort": None, "title": None}
+        bars = {
+            "mark": "bar",
+            "encoding": {
+                "y": {**peer, "axis": {"labelLimit": 300}},
+                "x": {"field": "median", "type": "quantitative", "title": "output tokens/s"},
+                "color": {
+                    "condition": {
+                        "test": f"datum.peer == {self.titles[OURS]!r}",
+                        "value": "#0072b2",
+                    },
+                    "value": "#b0b0b0",
+                },
+            },
+        }
+        spread = {
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {
+                "y": peer,
+                "x": {"field": "least", "type": "quantitative"},
+                "x2": {"field": "most"},
+            },
+        }
+        return vl_convert.vegalite_to_svg(
+            {
+                "data": {"values": rows},
+                "facet": {"field": "workload", "type": "nominal", "sort": None, "title": None},
+                "columns": 2,
+                "spec": {"width": 280, "height": {"step": 18}, "layer": [bars, spread]},
+                "config": {"background": "white"},
+            }
+        )
+
+    def _versions(self) -> Iterator[str]:
+        seen: dict[str, str] = {}
+        for result in self.rounds[0].values():
+            seen |= result["versions"]
+        yield ", ".join(f"{name} {version}" for name, version in seen.items())
+
+
+def _spread(rates: Sequence[float]) -> str:
+    middle = statistics.median(rates)
+    return f"{middle:,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"
+
+
+def _machine() -> str:
+    """The processor and how many cores of it."""
+    model = platform.processor()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{os.cpu_count()} cores of {model or platform.machine()}"
