@@ -22,6 +22,7 @@ def test_exchanges_on_paper():
     assert gpu.exchange_seconds(GROK_1, 256, 450e9) == pytest.approx(sent / 450e9)
 
 
+@pytest.mark.slow
 def test_it_runs_where_there_is_no_gpu(tmp_path, capsys):
     """The same steps at a small size: what is measured here says nothing of a GPU."""
     file = tmp_path / "gpu.json"

@@ -124,6 +124,7 @@ def test_the_folder_holds_parts_and_what_starts_with_an_underscore(generate):
     folder = generate("--max-tokens", 2, table={"prompt": ["a"]}).folder
     names = sorted(path.name for path in folder.iterdir())
     others = ["_SUCCESS", "_job.json", "_manifest.json", "_manifest.parquet", "_plan"]
+    others.append("_strikes")
     assert names == [*others, *(name for name in names if name.startswith("part-"))]
     assert len(names) == len(others) + 1
 

@@ -60,6 +60,7 @@ def test_the_forward_is_the_models():
         np.testing.assert_allclose(found, reference.logits(config, weights, row), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_room_for_all_drops_nothing(params):
     tokens = some_tokens((2, 16))
     whole, balance = logits(params, tokens, CONFIG)
@@ -70,6 +71,7 @@ def test_room_for_all_drops_nothing(params):
     assert balance >= 1 - 1e-5
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_plain_form(params, monkeypatch):
     tokens = some_tokens((2, 16))
 
@@ -101,6 +103,7 @@ def run(corpus):
     return recipe, train(recipe, corpus, told.append, every=20), told
 
 
+@pytest.mark.slow
 def test_training_learns(run, corpus):
     recipe, params, told = run
     assert [done.step for done in told] == [20, 40]
@@ -109,6 +112,7 @@ def test_training_learns(run, corpus):
     assert held_out_losses(params, corpus, CONFIG).mean() < told[-1].loss
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_bits(run, corpus):
     recipe, params, _ = run
     again = train(recipe, corpus, lambda done: None)
@@ -116,6 +120,7 @@ def test_the_same_recipe_gives_the_same_bits(run, corpus):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_held_out_losses_are_those_of_each_token_with_its_context(params, corpus):
     short = dataclasses.replace(corpus, tokens=corpus.tokens[:41])
     found = held_out_losses(params, short, CONFIG)
