@@ -76,6 +76,7 @@ def agree(completions, truth):
     assert compared > 0.8 * TOKENS * len(truth)
 
 
+@pytest.mark.slow
 def test_through_the_command(generate, folder, prompts, truth):
     outcome = generate(
         "--temperature", 0, "--max-tokens", TOKENS, "--ignore-eos",

@@ -48,6 +48,7 @@ def some_tokens(shape, seed=0):
 # The network.
 
 
+@pytest.mark.slow
 def test_the_forward_is_the_models():
     config = dataclasses.replace(CONFIG, num_layers=2, sequence_len=80)
     params = network.initial_params(config, seed=1)
@@ -200,6 +201,7 @@ def test_a_comment_stays_with_its_definition():
     assert list(text.cut("def broken(:\n")) == []
 
 
+@pytest.mark.slow
 def test_modules_are_held_out():
     training, held_out = text.read_documents()
     assert len(training) > 20 * len(held_out) > 20

@@ -193,7 +193,15 @@ class Case:
         return np.asarray(run(query, cache, queries), np.float32)
 
 
-@pytest.mark.parametrize(("key_size", "block"), [(8, 16), (64, 16), (24, 32), (128, 8)])
+@pytest.mark.parametrize(
+    ("key_size", "block"),
+    [
+        (8, 16),
+        pytest.param(64, 16, marks=pytest.mark.slow),
+        (24, 32),
+        pytest.param(128, 8, marks=pytest.mark.slow),
+    ],
+)
 def test_attention_is_the_plain_one(key_size, block):
     config = dataclasses.replace(TINY, key_size=key_size, attn_output_multiplier=key_size**-0.5)
     case = Case(config, block, lengths=[1, 37, 5, 64, 49])
