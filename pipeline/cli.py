@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from schemas.error import SetupError
 
-OK, FAILED, SETUP, ROW_ERRORS, BUDGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
-"""Exit codes. ``BUDGET``: a budget was reached, and starting again goes on."""
+OK, FAILED, SETUP, ROW_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes."""
 
 _COMMANDS = (
     "generate",
@@ -35,7 +35,7 @@ exit codes:
   1  failed; what was committed is kept, and starting again goes on
   2  wrong set-up or usage
   3  finished, all rows are accounted for, some are errored
-  4  a budget was reached; starting again goes on
+  130  interrupted; starting again goes on
 """
 
 
