@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -48,7 +49,7 @@ def attempts(options: PipelineOptions) -> int | None:
 
 def complete(arguments: Sequence[str]) -> list[str]:
     """The arguments with a runner: the one they name, or this machine's, with several threads."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--runner", default="DirectRunner")
     parser.add_argument("--direct_running_mode", default="multi_threading")
     parser.add_argument("--direct_num_workers", default=str(LOCAL_THREADS))
@@ -89,7 +90,7 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
     """
     if f"--runner={LOCAL_RUNNER}" not in arguments:
         return
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in _subclasses(PipelineOptions):
         options._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(list(arguments))
@@ -99,6 +100,13 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see grok1 generate --help"
         raise SetupError(f"unknown argument {name}{hint}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a wrong value in one sentence, where argparse would print all of Beam's options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SetupError(f"{message}; see grok1 generate --help")
 
 
 def _is_local(runner: str | None) -> bool:

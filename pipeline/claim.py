@@ -148,4 +148,6 @@ def _shown(folder: Folder) -> str:
 
 
 def _told(value: Any) -> str:
-    return "none" if value is None else json.dumps(value)[:60]
+    if isinstance(value, str) and len(value) > 40:  # a hash: its beginning tells it apart
+        value = value[:12] + "…"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)[:60]

@@ -33,7 +33,7 @@ class Asking(abc.ABC):
         """Completes prompts, given as text or as token ids, and waits.
 
         Args:
-          prompts: what to complete.
+          prompts: what to complete; a lone text is one prompt.
           params: for all, or one for each; by default vLLM's defaults.
           run_seed: with a prompt's index, what its randomness derives from.
 
@@ -44,6 +44,8 @@ class Asking(abc.ABC):
           SetupError: text without a tokenizer.
           EngineClosed: the devices failed.
         """
+        if isinstance(prompts, str):
+            prompts = [prompts]
         params = params or SamplingParams()
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         requests = [

@@ -77,3 +77,9 @@ def test_a_typing_error_is_told(argument, hint):
 
 def test_a_runner_elsewhere_may_have_options_of_its_own():
     check(complete(["--runner=my.own.Runner", "--its_own=1"]), [])
+
+
+def test_a_wrong_value_is_one_sentence():
+    arguments = complete(["--direct_num_workers=abc"])
+    with pytest.raises(SetupError, match=r"direct_num_workers.*'abc'; see grok1 generate --help"):
+        check(arguments, [])
