@@ -43,6 +43,7 @@ class Counters:
     decode_rows: int = 0
     decode_rows_used: int = 0
     decode_rows_waiting: int = 0
+    decode_rows_wanted: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,13 +207,21 @@ class Loop:
         self.counters.decode_rows_used += int(used.sum())
         if results.waiting:
             self.counters.decode_rows_waiting += int((~used).sum())
+            self.counters.decode_rows_wanted += slots.size
         touched: dict[Sample, Sequence] = {}
-        for k, row in np.argwhere(used):
-            sequence = results.owners[int(slots[k, row])]
+        # Python's own numbers, all at once: one by one they take longer than all else here.
+        at = np.nonzero(used)
+        drawn = (a[at].tolist() for a in (slots, draws.token, draws.logprob))
+        for k, row, slot, token, logprob in zip(*(a.tolist() for a in at), *drawn, strict=True):
+            sequence = results.owners[slot]
             sample = self._samples.get(sequence)
             if sample is None:  # ended by the host while the device went on
                 continue
-            self._append(sample, draws, (k, row))
+            sample.token_ids.append(token)
+            sample.logprobs.append(logprob)
+            if sample.details is not None:
+                wanted = sample.ticket.request.params.logprobs or 0
+                sample.details.append(_detail(draws, (k, row), wanted))
             if end := self._end(sample):
                 touched.pop(sample, None)
                 self._finish(sequence)
@@ -221,13 +230,6 @@ class Loop:
                 touched[sample] = sequence
         for sample in touched:
             self._offer(sample, None)
-
-    def _append(self, sample: Sample, draws: Draws, at: tuple[int, int]) -> None:
-        sample.token_ids.append(int(draws.token[at]))
-        sample.logprobs.append(float(draws.logprob[at]))
-        if sample.details is not None:
-            wanted = sample.ticket.request.params.logprobs or 0
-            sample.details.append(_detail(draws, at, wanted))
 
     def _end(self, sample: Sample) -> End | None:
         """Why the last token ended the sample, by the rule of the device's step."""
@@ -268,11 +270,13 @@ def _fill(values: SlotState, sequence: Sequence, rules: Rules) -> None:
 
 
 def _detail(facts: Draws | Scores, at: Any, wanted: int) -> TokenLogprob:
-    most = max(wanted, 0)
+    likeliest = ()
+    if wanted > 0:
+        likeliest = tuple(facts.top_tokens[at][:wanted].tolist())
     return TokenLogprob(
         token_id=int(facts.token[at]),
         logprob=float(facts.logprob[at]),
         rank=int(facts.rank[at]),
-        top_token_ids=tuple(facts.top_tokens[at][:most].tolist()),
-        top_logprobs=tuple(facts.top_logprobs[at][:most].tolist()),
+        top_token_ids=likeliest,
+        top_logprobs=tuple(facts.top_logprobs[at][: len(likeliest)].tolist()),
     )

@@ -98,6 +98,7 @@ class EngineStats:
       decode_rows: rows of all decode steps, used or not.
       decode_rows_used: those that held a live sequence.
       decode_rows_waiting: rows left empty while a request waited for a slot.
+      decode_rows_wanted: rows of the steps during which one did.
     """
 
     load_seconds: float = 0.0
@@ -111,8 +112,14 @@ class EngineStats:
     decode_rows: int = 0
     decode_rows_used: int = 0
     decode_rows_waiting: int = 0
+    decode_rows_wanted: int = 0
 
     @property
     def slot_occupancy(self) -> float:
         """Share of decode rows that held a live sequence; 0 before the first step."""
         return self.decode_rows_used / self.decode_rows if self.decode_rows else 0.0
+
+    @property
+    def occupancy_while_waiting(self) -> float:
+        """The same of the steps during which a request waited for a slot; 1 if none ever did."""
+        return 1 - self.decode_rows_waiting / max(1, self.decode_rows_wanted)
