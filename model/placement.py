@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.checkpoint.base import HostTensor, ReadParts
 from model.config import Grok1Config
-from model.kernels.cpu.products import pack
+from model.kernels.cpu import large_pages
+from model.kernels.cpu.products import PackedTensor, pack
 from model.layout import Layout, scales_dtype, scales_shape, weight_dtype
 from model.numerics import MODES, Numerics
 from model.params import MODEL, Param, Tensor, tensors
@@ -68,7 +69,7 @@ def load_params(
     params["layers"] = layers[0] if layout.stacked else tuple(layers)
     params["head"] = _cast(params["embedding"], numerics.operand)
     if layout.packed:
-        params["head"] = pack(params["head"].T)
+        params["head"] = _pack(params["head"].T)
     return jax.block_until_ready(params)
 
 
@@ -123,10 +124,16 @@ def _place(
     weight = QuantizedTensor(values, _put(scales, axis, shape, mesh, scales_spec(param)))
     if integers is None:
         dense = _dequantize(weight, numerics.name)
-        return pack(dense) if layout.packed else dense
+        return _pack(dense) if layout.packed else dense
     if layout.packed:
-        return pack(weight.values, weight.scales)
+        return _pack(weight.values, weight.scales)
     return QuantizedTensor(_cast(weight.values, integers), weight.scales)
+
+
+def _pack(values: jax.Array, scales: jax.Array | None = None) -> PackedTensor:
+    weight = pack(values, scales)
+    large_pages.collapse(weight)
+    return weight
 
 
 def _put(

@@ -27,6 +27,7 @@ from model.engine.rules import Unanswerable, resolve
 from model.engine.scoring import ScoreOutput, ScoreRequest, ScoreTicket, fault, open_score_ticket
 from model.engine.state import empty_slots
 from model.engine.tables import empty_tables
+from model.kernels.cpu import large_pages
 from model.layout import Layout
 from model.tokenizer import Tokenizer
 from model.transformer import Params
@@ -68,6 +69,8 @@ class Engine(Asking):
         cache = jax.tree.map(
             lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), abstract_cache(plan)
         )
+        if plan.layout.packed:
+            large_pages.collapse(cache)
         state = jax.device_put(
             empty_slots(plan.shapes.slots, plan.shapes.sequence_pages),
             jax.sharding.NamedSharding(plan.mesh, jax.sharding.PartitionSpec()),

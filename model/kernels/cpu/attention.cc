@@ -85,6 +85,11 @@ ffi::Error store(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> heads,
   return ffi::Error::Success();
 }
 
+void fetch(const bf16* from, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(bf16);
+  for (int64_t i = 0; i < count; i += kLine) _mm_prefetch(from + i, _MM_HINT_T0);
+}
+
 struct Scale {
   float multiplier, cap;
 };
@@ -115,6 +120,10 @@ void attend(const bf16* const* query, const int32_t* position, const Cache& keys
   for (int64_t first = 0, i = 0; first <= last; first += block, ++i) {
     const bf16* key_page = keys.at(pages[i], head);
     const bf16* value_page = values.at(pages[i], head);
+    if (first + block <= last) {  // pages lie anywhere: only we know which is next
+      fetch(keys.at(pages[i + 1], head), block * size);
+      fetch(values.at(pages[i + 1], head), block * size);
+    }
     for (int64_t c = 0; c < block; c += kLanes) {
       const __mmask16 lanes = first_lanes(block - c);
       __m512 even[Q], odd[Q];
