@@ -51,11 +51,11 @@ bench-peers: setup-dev  ## measure this engine beside its peers, each installed 
 
 .PHONY: test
 test: setup-dev  ## run the tests (minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: test-all
 test-all: setup-dev  ## run the slow tests too
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'slow or not slow'
 
 # By uv: pip takes no hashes for a package that is asked for both with and without its extra.
 $(VENV)-lm-eval/.made: requirements-lm-eval.lock pyproject.toml setup.py | $(VENV)/.dev

@@ -12,9 +12,11 @@ from model.checkpoint.synth_tokenizer import synthesize_tokenizer
 from model.tokenizer import Tokenizer
 from tests import emulators
 
-# Many tests make an engine of the same shapes: each program is compiled once a session.
-_CACHE = tempfile.mkdtemp(prefix="grok1-tests-")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
+# Many tests make an engine of the same shapes: each program is compiled once a session, whose
+# processes all see the folder that the first of them makes.
+_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="grok1-tests-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 # A compile or a busy machine may make one example slow; that is no failure.
@@ -23,7 +25,8 @@ hypothesis.settings.load_profile("default")
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(_CACHE, ignore_errors=True)
+    if _CACHE is not None:
+        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

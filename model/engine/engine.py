@@ -15,6 +15,7 @@ from model import evaluation
 from model.config import Grok1Config
 from model.engine.asking import Asking
 from model.engine.cache import shared_prefix_tokens
+from model.engine.leaving import close_at_exit
 from model.engine.load import Progress, load
 from model.engine.loop import Loop
 from model.engine.machine import memory_in_use
@@ -90,6 +91,7 @@ class Engine(Asking):
         self._busy_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="grok1-engine", daemon=True)
         self._thread.start()
+        close_at_exit(self)
 
     @classmethod
     def from_checkpoint(
@@ -139,8 +141,9 @@ class Engine(Asking):
             rules = resolve(request, self.config, self.max_context, self.tokenizer)
         except Unanswerable as found:
             answer: Future[RequestOutput] = Future()
-            prompt = request.prompt_token_ids
-            answer.set_result(RequestOutput(prompt_token_ids=prompt, error=found.error))
+            answer.set_result(
+                RequestOutput(prompt_token_ids=request.prompt_token_ids, error=found.error)
+            )
             return answer
         ticket = open_ticket(request, rules, cached_tokens)
         self._enqueue(ticket)
@@ -275,6 +278,7 @@ class Engine(Asking):
         with self._lock:
             self._failure = failure
         self._finisher.close()
+        self._loop.settle()
         for ticket in list(self._open):
             if not ticket.future.done():
                 ticket.future.set_exception(failure)

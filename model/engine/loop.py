@@ -6,6 +6,7 @@ round later, ends them at stop strings too, and drops what was drawn beyond.
 """
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -109,6 +110,11 @@ class Loop:
         busy = len(self._in_flight) > before
         while self._in_flight and (len(self._in_flight) >= IN_FLIGHT or not busy):
             self._collect(self._in_flight.popleft())
+
+    def settle(self) -> None:
+        """Waits until the devices are done with all that was dispatched, well or badly."""
+        with contextlib.suppress(Exception):
+            jax.block_until_ready((self._cache, self._state, self._tables))
 
     def _prefill(self) -> list[Admission]:
         """Runs prompts if a step can be filled with them, or if rows would idle without."""

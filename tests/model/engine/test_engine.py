@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 
@@ -227,6 +229,27 @@ def test_closing_answers_what_was_asked_and_leaves_no_thread():
     assert set(threading.enumerate()) <= before
     with pytest.raises(EngineClosed):
         engine.submit(Request(prompt_token_ids=(5,), params=params))
+
+
+def test_a_program_may_end_while_the_devices_work(tiny):
+    """Threads that an ending interpreter finds inside the runtime would abort the process."""
+    program = f"""
+from model.engine.engine import Engine
+from model.engine.options import EngineOptions
+from model.engine.request import Request
+from schemas.sampling import SamplingParams
+
+engine = Engine.from_checkpoint({tiny!r}, options=EngineOptions(slots=8))
+params = SamplingParams(max_tokens=40, ignore_eos=True)
+asked = [
+    engine.submit(Request(prompt_token_ids=(400 + i,), params=params, address=str(i)))
+    for i in range(32)
+]
+asked[0].result()
+print("first answer")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "first answer\n"), done.stderr
 
 
 def test_a_failure_of_the_devices_reaches_every_caller(engine, monkeypatch):
