@@ -45,14 +45,17 @@ class Tokenizer:
         processor = sentencepiece.SentencePieceProcessor()
         try:
             if not model:
-                raise ValueError("it is empty")
+                raise ValueError  # which sentencepiece takes for a model without pieces
             processor.LoadFromSerializedProto(model)
             ids = list(range(processor.vocab_size()))
             pieces = processor.id_to_piece(ids)
             is_byte = processor.is_byte(ids)
             is_control = processor.is_control(ids)
-        except (RuntimeError, ValueError) as error:
-            raise SetupError(f"{where} is no SentencePiece model: {str(error)[:200]}") from None
+        except (RuntimeError, ValueError):  # whose text quotes the library's own source
+            raise SetupError(
+                f"{where} is no SentencePiece model: "
+                "give the tokenizer.model that belongs to the checkpoint"
+            ) from None
         self._processor = processor
         self.model = bytes(model)
         self.identity = hashlib.sha256(model).hexdigest()

@@ -1,7 +1,9 @@
 """Beam's own arguments: the local runner by the name that works, and typing errors found."""
 
 import argparse
+import contextlib
 import difflib
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -86,9 +88,10 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
       ours: this command's own option names, for the suggestion.
 
     Raises:
-      SetupError: an argument is not one of Beam's.
+      SetupError: an argument is not one of Beam's, or there is no such runner.
     """
     if f"--runner={LOCAL_RUNNER}" not in arguments:
+        _check_runner(arguments)
         return
     parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in _subclasses(PipelineOptions):
@@ -100,6 +103,20 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see grok1 generate --help"
         raise SetupError(f"unknown argument {name}{hint}")
+
+
+def _check_runner(arguments: Sequence[str]) -> None:
+    name = PipelineOptions(list(arguments)).view_as(StandardOptions).runner or ""
+    known = [path.rpartition(".")[2] for path in StandardOptions.ALL_KNOWN_RUNNERS]
+    if name.lower() in {alias for each in known for alias in (each.lower(), each[:-6].lower())}:
+        return
+    module, _, runner = name.rpartition(".")
+    with contextlib.suppress(ImportError, ValueError):
+        if module and hasattr(importlib.import_module(module), runner):
+            return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "name one of your own as package.module.Class"
+    raise SetupError(f"Beam has no runner {name}; {hint}")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Sequence
 
+from pipeline.stdout import outliving_its_reader
 from schemas.error import SetupError
 
 OK, FAILED, SETUP, ROW_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
@@ -54,16 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {others[0]}; see grok1 {given.command} --help")
     _quiet(given.debug)
     try:
-        return given.run(given, others)
+        with outliving_its_reader():
+            return given.run(given, others)
     except SetupError as error:
         return _fault(error, SETUP, given.debug)
     except KeyboardInterrupt:
         print("\ngrok1: interrupted; start the same command again to go on", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except Exception as error:
         return _fault(error, FAILED, given.debug)
 

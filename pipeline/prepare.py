@@ -136,7 +136,7 @@ def check_job(
     checkpoint = open_checkpoint(options.checkpoint)
     checkpoint.verify()
     tokenizer = _tokenizer(options, roles, checkpoint)
-    max_context = min(checkpoint.config.sequence_len, options.engine.max_context or 2**31 - 1)
+    max_context = options.engine.context_of(checkpoint.config)
     task.check(options, roles, max_context)
     settings = {
         "checkpoint": checkpoint.identity(),

@@ -75,7 +75,7 @@ class Checkpoint(Protocol):
         ...
 
     def verify(self) -> None:
-        """Makes sure from names and sizes alone that all is there.
+        """Makes sure, without reading any weights, that all is there.
 
         Raises:
           SetupError: tensors are missing, cut short, or of another model.

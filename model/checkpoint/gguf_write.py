@@ -81,7 +81,7 @@ def write_gguf(
     target = pathlib.Path(local)
     old = [*target.parent.glob(target.name), *target.parent.glob(f"{target.stem}-*-of-*.gguf")]
     if old and not overwrite:
-        raise SetupError(f"{min(old)} is already there: give another name or overwrite it")
+        raise SetupError(f"{min(old)} is already there: give another name or --overwrite")
     checkpoint.verify()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

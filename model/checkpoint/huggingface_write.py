@@ -57,7 +57,7 @@ def write_huggingface(
     old = [name for name in there if name.endswith(".safetensors") or name == INDEX]
     if old and not overwrite:
         raise SetupError(
-            f"{files.redact(url)} already holds {old[0]}: give another folder or overwrite it"
+            f"{files.redact(url)} already holds {old[0]}: give another folder or --overwrite"
         )
     checkpoint.verify()
     config = checkpoint.config

@@ -92,7 +92,7 @@ class ReleaseCheckpoint:
         return sorted(set(self._sizes) - set(self._names.values()))
 
     def verify(self) -> None:
-        """Makes sure from names and sizes alone that all is there.
+        """Makes sure from names, sizes and the files' beginnings that all is there.
 
         Raises:
           SetupError: tensors are missing, cut short, or of another model.
@@ -105,16 +105,17 @@ class ReleaseCheckpoint:
             )
         if extra := self.unexpected():
             raise SetupError(
-                f"the checkpoint at {self.url} has {len(extra)} more files than the "
+                f"the checkpoint at {self.url} has files beyond the "
                 f"{len(self._names)} tensors of its config{whose}: {first_names(extra)}; "
                 f"put the {CONFIG} that belongs to it beside {FOLDER}"
             )
         sizes = {tensor: self._sizes[name] for tensor, name in self._names.items()}
         if short := [self.name_of(t) for t, size in sizes.items() if size < _least_bytes(t)]:
             raise SetupError(
-                f"the checkpoint at {self.url} has {len(short)} files too small for their "
-                f"tensors{whose}: {first_names(short)}; complete the download"
+                f"the checkpoint at {self.url} has files too small for their tensors{whose}: "
+                f"{first_names(short)}; complete the download"
             )
+        files.in_parallel(self.check, self._names)
 
     def check(self, tensor: Tensor) -> Mapping[str, int]:
         """Compares a tensor's file with its declaration; how many numbers it has of each dtype.

@@ -49,7 +49,7 @@ def write_release(
     old = [name for name in files.list_files(folder) if TENSOR_FILE.fullmatch(name)]
     if old and not overwrite:
         raise SetupError(
-            f"{files.redact(folder)} already holds tensors: give another folder or overwrite it"
+            f"{files.redact(folder)} already holds tensors: give another folder or --overwrite"
         )
     if tokenizer is not None:
         loaded = Tokenizer.load(tokenizer) if isinstance(tokenizer, str) else Tokenizer(tokenizer)

@@ -102,7 +102,7 @@ class StoreCheckpoint:
         ]
         if wrong:
             raise SetupError(
-                f"the store at {self.url} has {len(wrong)} files of the wrong size: "
+                f"the store at {self.url} has files of the wrong size: "
                 f"{first_names(wrong)}; copy them again, or convert again"
             )
 

@@ -1,12 +1,13 @@
 """Asking an engine for something and waiting, as one does in a program of one's own."""
 
 import abc
+import operator
 from collections.abc import Sequence
 from concurrent.futures import Future
 
 from model.engine.request import Request, RequestOutput
 from model.tokenizer import Tokenizer
-from schemas.error import SetupError
+from schemas.error import ErrorCode, RowError, SetupError
 from schemas.sampling import SamplingParams
 
 
@@ -38,23 +39,34 @@ class Asking(abc.ABC):
           run_seed: with a prompt's index, what its randomness derives from.
 
         Returns:
-          One answer a prompt, in order.
+          One answer a prompt, in order; for what is no prompt, or none that can be run, its error.
 
         Raises:
-          SetupError: text without a tokenizer.
+          SetupError: text without a tokenizer, or not as many parameters as prompts.
           EngineClosed: the devices failed.
         """
         if isinstance(prompts, str):
             prompts = [prompts]
         params = params or SamplingParams()
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
-        requests = [
-            Request(
-                prompt_token_ids=tuple(self.encode(prompt)), params=p, address=f"{run_seed}/{i}"
+        if len(each) != len(prompts):
+            raise SetupError(
+                f"{len(prompts)} prompts came with {len(each)} SamplingParams; "
+                "give one for each, or one for all"
             )
-            for i, (prompt, p) in enumerate(zip(prompts, each, strict=True))
-        ]
-        return [future.result() for future in self.submit_all(requests)]
+        requests: dict[int, Request] = {}
+        answers: dict[int, RequestOutput] = {}
+        for i, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+            try:
+                ids = _token_ids(self.encode(prompt))
+            except TypeError as fault:
+                error = RowError(ErrorCode.PROMPT_TYPE, str(fault), "prompt")
+                answers[i] = RequestOutput(prompt_token_ids=(), error=error)
+            else:
+                requests[i] = Request(prompt_token_ids=ids, params=own, address=f"{run_seed}/{i}")
+        futures = self.submit_all(list(requests.values()))
+        answers |= {i: future.result() for i, future in zip(requests, futures, strict=True)}
+        return [answers[i] for i in range(len(prompts))]
 
     def encode(self, text: str | Sequence[int]) -> Sequence[int]:
         """Token ids of a text; token ids are left alone.
@@ -67,3 +79,21 @@ class Asking(abc.ABC):
         if self.tokenizer is None:
             raise SetupError("text needs a tokenizer: give one, or token ids")
         return self.tokenizer.encode(text)
+
+
+def _token_ids(prompt: Sequence[int]) -> tuple[int, ...]:
+    """A prompt's ids as Python's integers, which NumPy's may stand for.
+
+    Raises:
+      TypeError: it is none.
+    """
+    if isinstance(prompt, bytes) or not hasattr(prompt, "__iter__"):
+        raise TypeError(f"the prompt is neither text nor token ids but {type(prompt).__name__}")
+    ids = []
+    for at, token in enumerate(prompt):
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise TypeError(
+                f"the prompt holds {token!r:.50} at position {at}, which is no token id"
+            )
+        ids.append(operator.index(token))
+    return tuple(ids)

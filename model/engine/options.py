@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from model.config import Grok1Config
 from schemas.error import SetupError
 
 NUMERICS = ("release", "bf16", "float32")
@@ -80,6 +81,19 @@ class EngineOptions:
                 raise SetupError(f"--{flag} must be a positive integer, got {value!r}")
         if self.devices not in (None, 1, 2, 4, 8):
             raise SetupError(f"--devices must be 1, 2, 4 or 8, got {self.devices!r}")
+
+    def context_of(self, config: Grok1Config) -> int:
+        """Longest prompt plus completion, in tokens, of a model.
+
+        Raises:
+          SetupError: more is asked for than the model was made for.
+        """
+        if (self.max_context or 0) > config.sequence_len:
+            raise SetupError(
+                f"--max-context {self.max_context} exceeds the {config.sequence_len} tokens of "
+                "the model's context; give that or less"
+            )
+        return self.max_context or config.sequence_len
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
     weights for a tile, so there each step is one.
 
     Raises:
-      SetupError: the cache cannot hold one longest sequence.
+      SetupError: the cache cannot hold one longest sequence, or the model is not made for it.
     """
     on_cpu = machine.platform == "cpu"
     rows = _up(options.slots or (32 if on_cpu else 256), machine.devices)
@@ -82,7 +82,7 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
     prefill_rows = _up(max(prefill_rows, block_size), machine.devices)
     prefill_tile_rows = min(prefill_rows, prefill_tile_rows)
     prefill_rows = _up(prefill_rows, prefill_tile_rows)
-    max_context = min(options.max_context or config.sequence_len, config.sequence_len)
+    max_context = options.context_of(config)
     sequence_pages = -(-max_context // block_size)
     slots = rows + _up(max(rows // 4, 2), machine.devices)
     pages = 1 + slots * sequence_pages

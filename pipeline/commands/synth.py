@@ -39,7 +39,14 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     if given.preset:
         config = PRESETS[given.preset]
     else:
-        config = Grok1Config.from_json(files.read_bytes(given.config, _MAX_CONFIG))
+        text = files.read_bytes(given.config, _MAX_CONFIG)
+        try:
+            config = Grok1Config.from_json(text)
+        except SetupError as error:
+            raise SetupError(
+                f"{files.redact(given.config)}: {error}; "
+                "a config.json that grok1 synth --preset tiny writes shows what belongs there"
+            ) from None
     tokenizer: str | bytes | None = given.tokenizer
     if tokenizer is None:
         try:

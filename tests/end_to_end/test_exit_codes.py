@@ -38,7 +38,7 @@ def test_errored_rows_may_be_allowed(generate, allowed, code):
 def test_2_wrong_set_up(generate):
     outcome = generate(table={"text": ["a"]})
     assert outcome.code == 2
-    assert outcome.sentence().startswith("in") or "has no column" in outcome.sentence()
+    assert "has no column 'prompt' or 'prompt_token_ids', only 'text'" in outcome.sentence()
     assert outcome.out == ""
 
 

@@ -135,7 +135,7 @@ def test_a_checkpoint_cut_short(refused, copied):
     path.unlink()  # not through the link
     path.write_bytes(data[: len(data) // 2])
     sentence = refused(table=GOOD, checkpoint=copied)
-    assert "1 files too small" in sentence
+    assert "files too small for their tensors" in sentence
     assert "tensor00004_000" in sentence
 
 
@@ -157,7 +157,7 @@ def test_a_config_that_is_none(refused, copied, text, told):
 def test_a_config_of_another_model(refused, copied):
     config = (copied / "config.json").read_text()
     (copied / "config.json").write_text(config.replace('"num_layers": 12', '"num_layers": 11'))
-    assert "than the 134 tensors of its config" in refused(table=GOOD, checkpoint=copied)
+    assert "files beyond the 134 tensors of its config" in refused(table=GOOD, checkpoint=copied)
     (copied / "config.json").unlink()
     assert "there is no config.json, so it should be Grok-1's" in refused(
         table=GOOD, checkpoint=copied

@@ -214,14 +214,29 @@ def test_a_missing_config_means_grok_1(copy):
 def test_a_config_of_fewer_layers_is_told(copy):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "num_layers": 11}))
-    with pytest.raises(SetupError, match="12 more files than the 134 tensors"):
+    with pytest.raises(
+        SetupError, match=r"files beyond the 134 tensors .*: tensor00134_000, .* and 9 more"
+    ):
         find(copy).verify()
+
+
+def test_a_config_of_other_sizes_is_told_before_loading(copy):
+    """The files are as many, and none is too small, so only what each begins with tells."""
+    config = json.loads((copy / "config.json").read_text())
+    for key in ("num_experts", "ffn_size"):
+        smaller = {**config, key: config[key] // 2}
+        (copy / "config.json").write_text(json.dumps(smaller))
+        checkpoint = find(copy)
+        with pytest.raises(
+            SetupError, match=r"layers\.0\.gate .* holds .* but its config asks for"
+        ):
+            checkpoint.verify()
 
 
 def test_a_download_cut_short_is_told_from_the_listing(copy):
     file = copy / "ckpt-0" / "tensor00003_000"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(SetupError, match=r"1 files too small .*: layers.0.down \("):
+    with pytest.raises(SetupError, match=r"files too small .*: layers.0.down \("):
         find(copy).verify()
 
 

@@ -76,7 +76,24 @@ def test_a_typing_error_is_told(argument, hint):
 
 
 def test_a_runner_elsewhere_may_have_options_of_its_own():
-    check(complete(["--runner=my.own.Runner", "--its_own=1"]), [])
+    own = f"{PortableRunner.__module__}.PortableRunner"
+    for runner in ("DataflowRunner", "dataflow", "PortableRunner", own):
+        check(complete([f"--runner={runner}", "--its_own=1"]), [])
+
+
+@pytest.mark.parametrize(
+    ("runner", "hint"),
+    [
+        ("DataflwRunner", "did you mean DataflowRunner?"),
+        ("no.such.Runner", "package.module.Class"),
+        ("json.Nothing", "package.module.Class"),
+        ("zzz", "package.module.Class"),
+    ],
+)
+def test_a_runner_that_is_none_is_told(runner, hint):
+    with pytest.raises(SetupError, match=f"Beam has no runner {runner}; ") as told:
+        check(complete([f"--runner={runner}"]), [])
+    assert hint in str(told.value)
 
 
 def test_a_wrong_value_is_one_sentence():

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -31,10 +32,27 @@ def test_a_fault_is_one_sentence(raising):
     assert raising(KeyError())[1] == "grok1: KeyError: KeyError (more with --debug)\n"
 
 
-def test_a_reader_that_has_gone_is_no_fault(raising, monkeypatch, tmp_path):
-    with open(tmp_path / "pipe", "w") as gone:
-        monkeypatch.setattr(sys, "stdout", gone)
-        assert raising(BrokenPipeError()) == (FAILED, "")
+def test_a_reader_that_has_gone_changes_no_exit_code():
+    """As in ``grok1 generate … | head -1``, which must still tell of errored rows."""
+    program = """
+import sys
+from pipeline import cli
+from pipeline.commands import inspect
+
+def run(*_):
+    for line in range(100_000):
+        print(line)
+    return cli.ROW_ERRORS
+
+inspect.run = run
+sys.exit(cli.main(["inspect", "x"]))
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == cli.ROW_ERRORS
 
 
 def test_the_version_tells_what_a_bug_report_needs(capsys):

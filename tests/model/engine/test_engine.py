@@ -287,8 +287,3 @@ def test_counters_add_up(engine):
     assert after.prompt_tokens - before.prompt_tokens == sum(map(len, PROMPTS))
     assert len(outputs) == len(PROMPTS)
     assert 0 < after.slot_occupancy <= 1
-
-
-def test_a_lone_text_is_one_prompt(engine):
-    params = SamplingParams(temperature=0, max_tokens=3)
-    assert engine.generate("import os", params) == engine.generate(["import os"], params)

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from model.engine.engine import Engine
+from model.engine.options import EngineOptions
+from schemas.error import ErrorCode, SetupError
+from schemas.sampling import SamplingParams
+from tests.model.engine.conftest import greedy
+
+PROMPTS = [row["prompt"] for row in greedy("greedy_exact")]
+
+
+@pytest.fixture(scope="module")
+def engine(engines, talking):
+    return engines(talking, numerics="float32")
+
+
+def test_a_lone_text_is_one_prompt(engine):
+    params = SamplingParams(temperature=0, max_tokens=3)
+    assert engine.generate("import os", params) == engine.generate(["import os"], params)
+
+
+def test_what_is_no_prompt_is_its_own_error(engine):
+    params = SamplingParams(temperature=0, max_tokens=3)
+    good = PROMPTS[0]
+    wrong = [None, 5, 1.5, b"import os", [1.5], [1, None], ["a"], [True], [[1]]]
+    first, *errors, last = engine.generate([good, *wrong, np.asarray(good)], params)
+    assert first.outputs == last.outputs != ()
+    assert {output.error.code for output in errors} == {ErrorCode.PROMPT_TYPE}
+    assert errors[0].error.message == "the prompt is neither text nor token ids but NoneType"
+    assert errors[5].error.message == "the prompt holds None at position 1, which is no token id"
+
+
+def test_one_set_of_parameters_for_each_prompt_or_for_all(engine):
+    with pytest.raises(SetupError, match="3 prompts came with 2 SamplingParams; give one for"):
+        engine.generate(PROMPTS[:3], [SamplingParams()] * 2)
+
+
+def test_no_longer_context_than_the_models(tiny):
+    with pytest.raises(SetupError, match="--max-context 4096 exceeds the 256 tokens of"):
+        Engine.from_checkpoint(tiny, options=EngineOptions(max_context=4096))
