@@ -22,11 +22,13 @@ class PromptChunk(Questions):
       requests: what the model is asked, in row order.
       prompt_tokens: row -> length of its prompt, for rows whose prompt is the error.
       cut: prompts that were cut to fit the context.
+      echoes: for each request, the prompt's text that goes before its completions', if any does.
     """
 
     requests: tuple[Request, ...]
     prompt_tokens: dict[int, int]
     cut: int = 0
+    echoes: tuple[str, ...] = ()
 
     def question(self, place: int) -> Hashable:
         """See ``Questions``."""
@@ -118,12 +120,13 @@ class CompletionChunk(Answers):
                 continue
             request = prompts.requests[answers[row]]
             seed = request.params.seed
+            echo = prompts.echoes[answers[row]] if prompts.echoes else ""
             for sample in answer.outputs:
                 rows.add(
                     row,
                     row_uid,
                     sample_index=sample.index,
-                    text=sample.text if self.has_text else None,
+                    text=echo + sample.text if self.has_text else None,
                     token_ids=sample.token_ids,
                     finish_reason=sample.finish_reason,
                     stop_reason=None if sample.stop_reason is None else str(sample.stop_reason),

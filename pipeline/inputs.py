@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from pipeline import plan, shards, tasks
+from pipeline import building, plan, shards, tasks
 from pipeline.claim import writing
 from pipeline.options import JobOptions
 from pipeline.shards import Shard
@@ -46,7 +46,10 @@ def read_inputs(
 
 def _fits(schema: pa.Schema, options: JobOptions) -> bool:
     try:
-        tasks.of(options).resolve(schema, options.columns, "")
+        recipe = building.make_recipe(options, schema)
+        tasks.of(options).resolve(
+            building.schema_with(recipe, schema), building.roles_of(recipe, options), ""
+        )
     except SetupError:
         return False
     return True

@@ -20,6 +20,50 @@ BOS = ("never", "always")
 """Whether a text prompt begins with the BOS token; prompts given as token ids are left alone."""
 
 
+FEW_SHOT_SAMPLING = ("fixed", "per-row")
+"""Which examples precede a prompt: the table's first, or some that each row draws by its id."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """How prompts are built, or the contexts of what is to be scored.
+
+    Attributes:
+      template: text of a Jinja2 template over a row's columns; None takes the prompt column.
+      few_shot: Parquet file of examples that precede it, or None.
+      few_shot_template: text of a Jinja2 template over the columns of an example.
+      few_shot_count: examples of a prompt; None takes all.
+      few_shot_sampling: one of ``FEW_SHOT_SAMPLING``.
+      separator: between examples, and before the last piece.
+
+    Raises:
+      SetupError: a value is out of bounds, or one is missing.
+    """
+
+    template: str | None = None
+    few_shot: str | None = None
+    few_shot_template: str | None = None
+    few_shot_count: int | None = None
+    few_shot_sampling: str = "fixed"
+    separator: str = "\n\n"
+
+    def __post_init__(self) -> None:
+        count = self.few_shot_count
+        if count is not None and (type(count) is not int or count < 1):
+            raise SetupError(f"--few-shot-count must be a positive integer, got {count!r}")
+        if self.few_shot_sampling not in FEW_SHOT_SAMPLING:
+            raise SetupError(
+                f"--few-shot-sampling must be one of {', '.join(FEW_SHOT_SAMPLING)}, "
+                f"got {self.few_shot_sampling!r}"
+            )
+        if self.few_shot is not None and self.few_shot_template is None:
+            raise SetupError("--few-shot needs --few-shot-template, which makes text of an example")
+        if self.few_shot is None and (self.few_shot_template is not None or count is not None):
+            raise SetupError("--few-shot-template and --few-shot-count need --few-shot FILE")
+        if self.few_shot_sampling == "per-row" and count is None:
+            raise SetupError("--few-shot-sampling per-row needs --few-shot-count")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """What every job is told. Every path may be an fsspec URL.
@@ -41,6 +85,7 @@ class JobOptions:
       limit: only this many rows, from the beginning.
       over_length: one of ``OVER_LENGTH``.
       bos: one of ``BOS``.
+      prompting: how prompts are built.
       dedupe: whether rows that ask the same in a chunk are computed once; changes no result.
       strict: stop at the first file that cannot be read or row that has an error.
       overwrite: discard what the output folder holds of another job.
@@ -68,6 +113,7 @@ class JobOptions:
     limit: int | None = None
     over_length: str = "error"
     bos: str = "never"
+    prompting: PromptOptions = dataclasses.field(default_factory=PromptOptions)
     dedupe: bool = True
     strict: bool = False
     overwrite: bool = False
@@ -148,11 +194,13 @@ class GenerateOptions(JobOptions):
 
     Attributes:
       sampling: parameters for rows that do not set their own.
+      echo: put the prompt before the completion's text, as OpenAI's ``echo`` does.
     """
 
     task = "generate"
 
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    echo: bool = False
 
     @property
     def samples(self) -> int:
@@ -166,7 +214,8 @@ class GenerateOptions(JobOptions):
 
     def result_settings(self) -> dict[str, Any]:
         """See ``JobOptions``."""
-        return {**super().result_settings(), **self.sampling.result_settings()}
+        own = {**super().result_settings(), **self.sampling.result_settings()}
+        return {**own, "echo": self.echo}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

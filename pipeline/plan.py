@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from pipeline.options import JobOptions
 from pipeline.shards import Shard
 from pipeline.storage import Folder
-from schemas.columns import Roles
 from schemas.error import ErrorCode, RowError
 
 CHUNK_ROWS = 2048
@@ -125,6 +124,21 @@ class Chunk:
         return f"part-{self.file.index:06d}-{self.first_row:012d}-{self.fingerprint}.parquet"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What decides how many tokens a row has, as far as a footer can tell.
+
+    Attributes:
+      texts: columns whose text becomes tokens.
+      token_ids: columns of tokens.
+      tokens: that each row has beside.
+    """
+
+    texts: tuple[str, ...] = ()
+    token_ids: tuple[str, ...] = ()
+    tokens: float = 0.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Span:
     """Chunks that one worker reads in one go, in input order."""
@@ -144,7 +158,7 @@ def fingerprint(*parts: Any, digits: int = 12) -> str:
 
 
 def make_plan(
-    shards: Sequence[Shard], roles: Roles, options: JobOptions, identity: str
+    shards: Sequence[Shard], weights: Weights, options: JobOptions, identity: str
 ) -> tuple[list[str], list[PlannedFile], list[Chunk]]:
     """Cuts the input into chunks.
 
@@ -153,7 +167,7 @@ def make_plan(
 
     Args:
       shards: the input files in order.
-      roles: what their columns are for.
+      weights: what decides how many tokens a row has.
       options: the job.
       identity: digest of everything but the rows that decides a result.
 
@@ -183,7 +197,7 @@ def make_plan(
             continue
         rows = shard.metadata.num_rows if left is None else min(shard.metadata.num_rows, left)
         left = None if left is None else left - rows
-        step = options.chunk_rows or _chunk_rows(shard.metadata, roles, options)
+        step = options.chunk_rows or _chunk_rows(shard.metadata, weights, options)
         chunks.extend(
             _chunk(file, first, min(step, rows - first), identity) for first in range(0, rows, step)
         )
@@ -240,19 +254,20 @@ def _chunk(file: PlannedFile, first_row: int, rows: int, identity: str) -> Chunk
     return Chunk(file=file, first_row=first_row, rows=rows, fingerprint=digest)
 
 
-def _chunk_rows(metadata: pq.FileMetaData, roles: Roles, options: JobOptions) -> int:
+def _chunk_rows(metadata: pq.FileMetaData, weights: Weights, options: JobOptions) -> int:
     """Rows that are worth about ``CHUNK_TOKENS``, by the footer's account of the texts' size."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     rows = max(1, metadata.num_rows)
     tokens = 0.0
     for at in range(metadata.num_columns if groups else 0):
         column = groups[0].column(at).path_in_schema.split(".")[0]
-        if column in roles.token_ids:
+        if column in weights.token_ids:
             tokens += sum(group.column(at).num_values for group in groups)
-        elif column in roles.texts:
+        elif column in weights.texts:
             # Four bytes a token is usual for text.
             tokens += sum(group.column(at).total_uncompressed_size for group in groups) / 4
-    tokens = max(1.0, tokens / rows + options.samples * options.tokens_drawn)
+    tokens = tokens / rows + weights.tokens + options.samples * options.tokens_drawn
+    tokens = max(1.0, tokens)
     size = options.samples * sum(group.total_byte_size for group in groups) / rows
     worth = min(CHUNK_TOKENS / tokens, SPAN_BYTES / max(size, 1))
     return max(1, min(CHUNK_ROWS, int(worth)))

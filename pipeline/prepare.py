@@ -15,7 +15,8 @@ from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.engine.options import EngineOptions
 from model.evaluation import prefix_token
 from model.tokenizer import Tokenizer
-from pipeline import plan, tasks
+from pipeline import building, plan, tasks
+from pipeline.building import Recipe
 from pipeline.claim import RESULTS, SUCCESS, claim, writing
 from pipeline.inputs import former_faults, read_inputs
 from pipeline.options import JobOptions
@@ -35,6 +36,7 @@ class Job:
       bases: the folders that input files lie below.
       input_schema: the schema that all files' rows are read into.
       roles: what its columns are for.
+      recipe: how prompts are built, or None where they are taken as they are.
       output: the schema of the parts.
       tokenizer: the SentencePiece model, or None where no row needs one.
       engine: the engine's settings, with ``max_context`` filled in.
@@ -56,6 +58,7 @@ class Job:
     bases: tuple[str, ...]
     input_schema: pa.Schema
     roles: Roles
+    recipe: Recipe | None
     output: OutputSchema
     tokenizer: str | None
     engine: EngineOptions
@@ -118,9 +121,15 @@ def check_job(
     Raises:
       SetupError: one sentence with what is wrong, where, and what to do.
     """
+    building.check(options.prompting)
     schema, shards = read_inputs(options, left_out or {})
     task = tasks.of(options)
-    roles = task.resolve(schema, options.columns, options.shown_input)
+    recipe = building.with_examples(building.make_recipe(options, schema))
+    roles = task.resolve(
+        building.schema_with(recipe, schema),
+        building.roles_of(recipe, options),
+        options.shown_input,
+    )
     output = output_schema(
         schema,
         roles.consumed,
@@ -142,10 +151,11 @@ def check_job(
         "checkpoint": checkpoint.identity(),
         "tokenizer": None if tokenizer is None else tokenizer.identity,
         "max_context": max_context,
+        "prompting": None if recipe is None else recipe.settings(),
         **options.result_settings(),
     }
     identity = plan.fingerprint(settings, str(schema), str(output.schema), digits=32)
-    bases, planned, chunks = plan.make_plan(shards, roles, options, identity)
+    bases, planned, chunks = plan.make_plan(shards, _weights(roles, recipe), options, identity)
     settings |= {"limit": options.limit, "chunk_rows": options.chunk_rows}
     job = Job(
         options=options,
@@ -153,6 +163,7 @@ def check_job(
         bases=tuple(bases),
         input_schema=schema,
         roles=roles,
+        recipe=recipe,
         output=output,
         tokenizer=options.tokenizer or checkpoint.tokenizer_url if tokenizer else None,
         engine=dataclasses.replace(options.engine, max_context=max_context),
@@ -167,6 +178,16 @@ def check_job(
         rows_done=0,
     )
     return job, planned, chunks
+
+
+def _weights(roles: Roles, recipe: Recipe | None) -> plan.Weights:
+    """What decides how many tokens a row has."""
+    own = recipe.columns if recipe is not None else ()
+    return plan.Weights(
+        texts=(*roles.texts, *own),
+        token_ids=tuple(roles.token_ids),
+        tokens=recipe.example_tokens if recipe is not None else 0.0,
+    )
 
 
 def _tokenizer(options: JobOptions, roles: Roles, checkpoint: Checkpoint) -> Tokenizer | None:

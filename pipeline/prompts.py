@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from model.engine.request import Request
 from model.tokenizer import Tokenizer
+from pipeline.building import builder
 from pipeline.elements import PromptChunk
 from pipeline.plan import Chunk
 from pipeline.row_uids import row_uids
@@ -22,9 +23,11 @@ def prepare_chunk(
     job: "Job", chunk: Chunk, rows: pa.Table, tokenizer: Tokenizer | None
 ) -> PromptChunk:
     """Validates and tokenizes a chunk's rows; what cannot be asked becomes an error here."""
-    good, errors = validate(rows, job.roles, job.options.sampling)
     uids = row_uids(job, chunk, rows)
-    sources, requests, lengths, cut = [], [], {}, 0
+    asked, faults = (rows, {}) if job.recipe is None else builder(job.recipe).build(rows, uids)
+    good, errors = validate(asked, job.roles, job.options.sampling)
+    errors |= faults
+    sources, requests, echoes, lengths, cut = [], [], [], {}, 0
     for row, ids in zip(good, _token_ids(good, job, tokenizer), strict=True):
         lengths[row.index] = len(ids)
         fault = _fault(row, ids, job)
@@ -35,6 +38,8 @@ def prepare_chunk(
         cut += len(fitted) < len(ids)
         address = f"{job.options.run_seed}/{uids[row.index]}"
         sources.append(row.index)
+        if job.options.echo:
+            echoes.append(_echo(row, fitted, len(fitted) < len(ids), tokenizer))
         requests.append(Request(prompt_token_ids=tuple(fitted), params=row.params, address=address))
     return PromptChunk(
         chunk=chunk,
@@ -45,8 +50,17 @@ def prepare_chunk(
         errors=errors,
         prompt_tokens={row: count for row, count in lengths.items() if row in errors},
         cut=cut,
+        echoes=tuple(echoes),
         dedupe=job.options.dedupe,
     )
+
+
+def _echo(row: PromptRow, ids: list[int], cut: bool, tokenizer: Tokenizer | None) -> str:
+    """The prompt's text, as far as it is run."""
+    if row.text is not None and not cut:
+        return row.text
+    assert tokenizer is not None  # ``prepare_job`` refuses to echo without one
+    return tokenizer.decode(ids, row.params.skip_special_tokens)
 
 
 def fit(

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from model import evaluation
 from model.tokenizer import Tokenizer
+from pipeline.building import builder
 from pipeline.plan import Chunk
 from pipeline.row_uids import row_uids
 from pipeline.score_elements import Pieces, ScoreChunk
@@ -23,7 +24,12 @@ def prepare_chunk(
     job: "Job", chunk: Chunk, rows: pa.Table, tokenizer: Tokenizer | None
 ) -> ScoreChunk:
     """Validates and tokenizes a chunk's rows; what cannot be scored becomes an error here."""
-    good, errors = validate(rows, job.roles)
+    uids = row_uids(job, chunk, rows)
+    known, faults = (rows, {}) if job.recipe is None else builder(job.recipe).build(rows, uids)
+    good, errors = validate(known, job.roles)
+    # A context that could not be built is null, and so looks as if there were none.
+    good = [row for row in good if row.index not in faults]
+    errors |= faults
     sources, asked = [], []
     for row, pairs in zip(good, _encoded(good, job, tokenizer), strict=True):
         pieces = _fault(row, pairs, job) or _pieces(row, pairs, job)
@@ -35,7 +41,7 @@ def prepare_chunk(
     return ScoreChunk(
         chunk=chunk,
         rows=rows,
-        row_uids=row_uids(job, chunk, rows),
+        row_uids=uids,
         sources=tuple(sources),
         errors=errors,
         asked=tuple(asked),

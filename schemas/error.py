@@ -12,6 +12,7 @@ class ErrorCode(enum.StrEnum):
     PROMPT_AMBIGUOUS = "prompt_ambiguous"
     PROMPT_EMPTY = "prompt_empty"
     CONTINUATION_EMPTY = "continuation_empty"
+    TEMPLATE_FAILED = "template_failed"
     TOKEN_ID_OUT_OF_RANGE = "token_id_out_of_range"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_PARAMETER = "invalid_parameter"
@@ -32,6 +33,7 @@ REMEDIES: dict[ErrorCode, str] = {
     ErrorCode.PROMPT_AMBIGUOUS: "give the text or its token ids, not both",
     ErrorCode.PROMPT_EMPTY: "give at least one token, or set --bos=always",
     ErrorCode.CONTINUATION_EMPTY: "give at least one token to score, or drop the row",
+    ErrorCode.TEMPLATE_FAILED: "fill the columns that the template reads, or let it do without",
     ErrorCode.TOKEN_ID_OUT_OF_RANGE: "use the tokenizer that belongs to the checkpoint",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: "shorten the prompt or max_tokens, or set --over-length",
     ErrorCode.INVALID_PARAMETER: "correct the value in its column; bounds are vLLM's",

@@ -1,12 +1,16 @@
 """The arguments that all jobs take."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.engine.options import COLLECTIVES, KERNELS, KV_CACHE_DTYPES, NUMERICS, EngineOptions
-from pipeline.options import BOS, JobOptions
+from pipeline.options import BOS, FEW_SHOT_SAMPLING, JobOptions, PromptOptions
 from schemas.error import SetupError
+
+_MAX_TEMPLATE = 1 << 20
+"""Bytes of a template."""
 
 
 def add_files(parser: argparse.ArgumentParser, *, output_required: bool = True) -> None:
@@ -47,6 +51,33 @@ def add_files(parser: argparse.ArgumentParser, *, output_required: bool = True) 
         action="store_true",
         help="custom_id is unique: derive row ids from it, not from file and row number",
     )
+
+
+def add_prompting(parser: argparse.ArgumentParser, what: str) -> Any:
+    """How ``what`` is built of columns and examples; returns the group."""
+    group = parser.add_argument_group("prompt building")
+    add = group.add_argument
+    add(
+        "--template",
+        metavar="FILE|TEXT",
+        help=f"Jinja2 template over the columns that makes the {what}: "
+        "'Q: {{ question }}\\nA:'; a file's last line end is left out",
+    )
+    add("--few-shot", metavar="FILE", help=f"Parquet file of examples that precede the {what}")
+    add(
+        "--few-shot-template",
+        metavar="FILE|TEXT",
+        help="Jinja2 template over the columns of an example",
+    )
+    add("--few-shot-count", type=int, metavar="K", help="examples a row (all)")
+    add(
+        "--few-shot-sampling",
+        choices=FEW_SHOT_SAMPLING,
+        default=FEW_SHOT_SAMPLING[0],
+        help="the first K, or K that each row draws by its id (fixed)",
+    )
+    add("--separator", default=None, metavar="TEXT", help="between them (an empty line)")
+    return group
 
 
 def add_run(parser: argparse.ArgumentParser, over_length: Sequence[str], meaning: str) -> Any:
@@ -165,7 +196,43 @@ def job_options(given: argparse.Namespace) -> dict[str, Any]:
         ),
         "columns": _pairs("--columns", given.columns),
         "rename": _pairs("--rename", given.rename),
+        "prompting": _prompting(given),
     }
+
+
+def _prompting(given: argparse.Namespace) -> PromptOptions:
+    options = PromptOptions(
+        template=_template("--template", given.template),
+        few_shot=given.few_shot,
+        few_shot_template=_template("--few-shot-template", given.few_shot_template),
+        few_shot_count=given.few_shot_count,
+        few_shot_sampling=given.few_shot_sampling,
+    )
+    if given.separator is None:
+        return options
+    return dataclasses.replace(options, separator=_unescaped(given.separator))
+
+
+def _template(flag: str, value: str | None) -> str | None:
+    """The text of a template that is given as it is, or as a file."""
+    if value is None:
+        return None
+    if "{{" in value or "{%" in value:
+        return _unescaped(value)
+    from model.checkpoint import files
+
+    try:
+        text = files.read_bytes(value, _MAX_TEMPLATE).decode()
+    except UnicodeDecodeError:
+        raise SetupError(f"{flag} {files.redact(value)} is not valid UTF-8") from None
+    except SetupError as error:
+        raise SetupError(f"{flag} {value!r:.60} names no column, and as a file: {error}") from None
+    return text.removesuffix("\n")
+
+
+def _unescaped(text: str) -> str:
+    """A text as a shell hands it over, where a line end is hard to write."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def run_job(

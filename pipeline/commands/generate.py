@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, output_required: bool = Tr
             "sampling", "for rows without a column of that name (vLLM's names and meaning)"
         )
     )
+    arguments.add_prompting(parser, "prompt").add_argument(
+        "--echo", action="store_true", help="put the prompt before the completion's text"
+    )
     run = arguments.add_run(parser, OVER_LENGTH, "prompts that leave no room for max_tokens")
     run.add_argument(
         "--report",
@@ -48,4 +51,6 @@ def options_of(given: argparse.Namespace) -> GenerateOptions:
     Raises:
       SetupError: a value is out of bounds.
     """
-    return GenerateOptions(sampling=sampling_params(given), **arguments.job_options(given))
+    return GenerateOptions(
+        sampling=sampling_params(given), echo=given.echo, **arguments.job_options(given)
+    )

@@ -135,7 +135,7 @@ def running_here(
         cause = error if debug else None
         if kind == "SetupError":
             raise SetupError(reason) from cause
-        known = kind in ("InputChanged", "Superseded", "RowFailed")
+        known = kind in ("InputChanged", "ExamplesChanged", "Superseded", "RowFailed")
         raise Failed(
             (reason if known else f"{kind}: {reason} (more with --debug)")
             + "; parts that are committed are kept, and starting again does the rest"

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fewer give each token more context, and cost more (the whole context, as in "
         "lm-evaluation-harness)",
     )
+    arguments.add_prompting(parser, "context")
     arguments.add_run(
         parser,
         ("error", "truncate_left"),

@@ -117,9 +117,9 @@ def token_facts(totals: Mapping[str, Any], task: str) -> dict[str, str]:
 
 def first_completions(folder: Folder, job: Job) -> Iterator[tuple[str, str, str]]:
     """The first few: prompt, completion, and what ended it, made safe for a terminal."""
-    roles = (job.roles.prompt, job.roles.prompt_token_ids)
+    roles = _read(job, (job.roles.prompt, job.roles.prompt_token_ids))
     for row, added in _first_rows(folder, job, roles, ("text", "token_ids", "finish_reason")):
-        prompt = next(value for value in row if value is not None)
+        prompt = next((value for value in row if value is not None), "")
         text, ids, reason = added
         yield shown(prompt), shown(ids if text is None else text), reason
 
@@ -127,15 +127,20 @@ def first_completions(folder: Folder, job: Job) -> Iterator[tuple[str, str, str]
 def first_scores(folder: Folder, job: Job) -> Iterator[tuple[str, str, str]]:
     """The first few: context, what was scored, and its log-probability, made safe."""
     r = job.roles
-    befores = (r.context, r.context_token_ids)
+    befores = _read(job, (r.context, r.context_token_ids))
     texts = (r.continuation, r.document, r.continuations)
     added = ("continuation_index", "token_ids", "logprob", "is_greedy")
     for row, (index, ids, logprob, greedy) in _first_rows(folder, job, befores + texts, added):
-        before = next((value for value in row[:2] if value is not None), "")
-        text = next((value for value in row[2:] if value is not None), ids)
+        before = next((value for value in row[: len(befores)] if value is not None), "")
+        text = next((value for value in row[len(befores) :] if value is not None), ids)
         if r.continuations is not None:
             text = text[index]
         yield shown(before), shown(text), f"{logprob:.3f}{' greedy' if greedy else ''}"
+
+
+def _read(job: Job, roles: Sequence[str | None]) -> tuple[str | None, ...]:
+    """The input columns behind these: for what is built of others, the first of those."""
+    return tuple(roles) if job.recipe is None else job.recipe.columns[:1]
 
 
 def _first_rows(

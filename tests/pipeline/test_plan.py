@@ -8,11 +8,10 @@ from pipeline import plan
 from pipeline.options import GenerateOptions
 from pipeline.shards import list_inputs, read_footers
 from pipeline.storage import Folder
-from schemas.prompt import Roles
 from schemas.sampling import SamplingParams
 from tests.jobs import write
 
-ROLES = Roles(prompt="prompt")
+WEIGHTS = plan.Weights(texts=("prompt",))
 
 
 def planned_file(index=0, rows=10, size=1000) -> plan.PlannedFile:
@@ -25,7 +24,7 @@ def planned_file(index=0, rows=10, size=1000) -> plan.PlannedFile:
 def chunks_of(tmp_path, identity="i", **options):
     shards = read_footers(list_inputs([str(tmp_path)]))
     given = GenerateOptions(checkpoint="c", input=("in",), output="out", **options)
-    return plan.make_plan(shards, ROLES, given, identity)[2]
+    return plan.make_plan(shards, WEIGHTS, given, identity)[2]
 
 
 def spread(chunks):
