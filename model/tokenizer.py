@@ -6,6 +6,7 @@ what sentencepiece gives; a test says so.
 """
 
 import codecs
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -73,6 +74,8 @@ class Tokenizer:
         ]
         self._spaced = frozenset(i for i, piece in enumerate(pieces) if piece.startswith(_SPACE))
         self._strips_one, self._strips_all = self._leading_space(pieces)
+        # A look through all pieces takes milliseconds, and prompts end alike.
+        self._beginning_with = functools.lru_cache(4096)(self._find_beginning_with)
 
     @classmethod
     def load(cls, url: str) -> "Tokenizer":
@@ -138,20 +141,49 @@ class Tokenizer:
         prompt_ids: Sequence[int],
         completion_ids: Iterable[int],
         skip_special_tokens: bool = True,
+        healed: int | None = None,
     ) -> str:
         """The text of a completion as its prompt's continuation, its leading space kept.
 
         It is what ``decode(prompt + completion)`` has after ``decode(prompt)``. A character that
-        begins in the prompt and ends in the completion is the completion's.
+        begins in the prompt and ends in the completion is the completion's. If a token was
+        ``healed``, the completion begins with its text, which is the prompt's and left out.
         """
-        stream = self.stream(prompt_ids, skip_special_tokens)
+        stream = self.stream(prompt_ids, skip_special_tokens, healed)
         return stream.push(completion_ids) + stream.finish()
 
     def stream(
-        self, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True
+        self,
+        prompt_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        healed: int | None = None,
     ) -> "StreamDecoder":
-        """A decoder of one completion as its tokens come."""
-        return StreamDecoder(self, prompt_ids, skip_special_tokens)
+        """A decoder of one completion as its tokens come; see ``decode_completion``."""
+        known = 0 if healed is None else len(self._bytes[healed].decode())
+        return StreamDecoder(self, prompt_ids, skip_special_tokens, known)
+
+    def can_heal(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt's last token is text that other tokens begin with too.
+
+        There must be text before it, since a text's first token is spelled in a way of its own.
+        """
+        text = [token for token in prompt_ids[:-1] if token not in self.special_ids]
+        last = prompt_ids[-1] if text else None
+        if last is None or last in self.special_ids or last in self._byte_ids:
+            return False
+        return len(self.beginning_with(last)) > 1
+
+    def beginning_with(self, token: int) -> tuple[int, ...]:
+        """Ids of all pieces that begin with the text of one, itself included."""
+        return self._beginning_with(token)
+
+    def _find_beginning_with(self, token: int) -> tuple[int, ...]:
+        text = self._bytes[token]
+        return tuple(
+            i
+            for i, data in enumerate(self._bytes)
+            if data.startswith(text) and i not in self.special_ids and i not in self._byte_ids
+        )
 
     def _leading_space(self, pieces: list[str]) -> tuple[bool, bool]:
         """Whether decoding drops the space that begins a text, and all pieces that are one."""
@@ -171,9 +203,15 @@ class StreamDecoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        skip_special_tokens: bool,
+        known: int = 0,
     ) -> None:
+        """``known`` characters at the beginning are left out."""
         self._tokenizer = tokenizer
+        self._known = known
         self._skip_special_tokens = skip_special_tokens
         self._held = b""
         self._at_start = True
@@ -200,11 +238,16 @@ class StreamDecoder:
                     text.append(self._tokenizer._names[token])
             data.append(self._bytes_of(token))
         text.append(self._decode(b"".join(data), final=False))
-        return "".join(text)
+        return self._without_known("".join(text))
 
     def finish(self) -> str:
         """The rest, when no more tokens come: U+FFFD for each byte of an unfinished character."""
-        return self._decode(self._held, final=True)
+        return self._without_known(self._decode(self._held, final=True))
+
+    def _without_known(self, text: str) -> str:
+        kept = text[self._known :]
+        self._known -= len(text) - len(kept)
+        return kept
 
     def _bytes_of(self, token: int) -> bytes:
         tokenizer = self._tokenizer

@@ -194,12 +194,15 @@ class GenerateOptions(JobOptions):
 
     Attributes:
       sampling: parameters for rows that do not set their own.
+      token_healing: take the last token off a text prompt, and let the first one drawn begin with
+        its text: a prompt that ends within a word or with a space goes on as text does.
       echo: put the prompt before the completion's text, as OpenAI's ``echo`` does.
     """
 
     task = "generate"
 
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    token_healing: bool = False
     echo: bool = False
 
     @property
@@ -215,7 +218,7 @@ class GenerateOptions(JobOptions):
     def result_settings(self) -> dict[str, Any]:
         """See ``JobOptions``."""
         own = {**super().result_settings(), **self.sampling.result_settings()}
-        return {**own, "echo": self.echo}
+        return {**own, "token_healing": self.token_healing, "echo": self.echo}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

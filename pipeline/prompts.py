@@ -40,7 +40,9 @@ def prepare_chunk(
         sources.append(row.index)
         if job.options.echo:
             echoes.append(_echo(row, fitted, len(fitted) < len(ids), tokenizer))
-        requests.append(Request(prompt_token_ids=tuple(fitted), params=row.params, address=address))
+        ends = len(fitted) == len(ids) or job.options.over_length != "truncate_right"
+        heals = job.options.token_healing and ends
+        requests.append(_request(row, tuple(fitted), address, tokenizer if heals else None))
     return PromptChunk(
         chunk=chunk,
         rows=rows,
@@ -53,6 +55,18 @@ def prepare_chunk(
         echoes=tuple(echoes),
         dedupe=job.options.dedupe,
     )
+
+
+def _request(
+    row: PromptRow, ids: tuple[int, ...], address: str, healer: Tokenizer | None
+) -> Request:
+    """The row's request, its last token taken off if ``healer`` finds that it can be healed."""
+    params, healed = row.params, None
+    # A mask of its own says already where the completion is to go on.
+    if healer is not None and row.text is not None and params.allowed_token_ids is None:
+        healed = ids[-1] if healer.can_heal(ids) else None
+    kept = ids if healed is None else ids[:-1]
+    return Request(prompt_token_ids=kept, params=params, address=address, healed=healed)
 
 
 def _echo(row: PromptRow, ids: list[int], cut: bool, tokenizer: Tokenizer | None) -> str:

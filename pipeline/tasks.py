@@ -65,6 +65,8 @@ def _check_score(options: ScoreOptions, roles: score.Roles, max_context: int) ->
 def _text_of_prompts(options: GenerateOptions, roles: prompt.Roles) -> str | None:
     if roles.prompt is not None:
         return f"column {roles.prompt!r} holds text"
+    if options.token_healing:
+        return "--token-healing is about text"
     if options.echo:
         return "--echo writes text"
     if options.sampling.stop:

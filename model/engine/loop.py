@@ -269,6 +269,7 @@ def _fill(values: SlotState, sequence: Sequence, rules: Rules) -> None:
     values.position[slot] = len(request.prompt_token_ids) - 1
     values.max_tokens[slot] = params.max_tokens
     values.min_tokens[slot] = params.min_tokens
+    values.masked_draws[slot] = params.max_tokens if request.healed is None else 1
     stops = rules.stop_ids[:STOP_IDS]
     values.stop_ids[slot, : len(stops)] = stops
     values.pages[slot, : len(sequence.pages)] = sequence.pages

@@ -147,7 +147,9 @@ class _Watch:
         self._stops = self._loops = None
         if params.stop:
             assert tokenizer is not None  # such a request is refused without one
-            decoder = tokenizer.stream(request.prompt_token_ids, params.skip_special_tokens)
+            decoder = tokenizer.stream(
+                request.prompt_token_ids, params.skip_special_tokens, request.healed
+            )
             self._stops = StopWatcher(params.stop, params.min_tokens, decoder)
         if params.repetition_detection is not None:
             self._loops = RepetitionWatcher(
@@ -250,7 +252,10 @@ class Finisher:
         text = ""
         if self._tokenizer is not None:
             text = self._tokenizer.decode_completion(
-                ticket.request.prompt_token_ids, token_ids, params.skip_special_tokens
+                ticket.request.prompt_token_ids,
+                token_ids,
+                params.skip_special_tokens,
+                ticket.request.healed,
             )
         stop_reason: str | int | None = end.stop_reason
         if match is not None:

@@ -16,20 +16,23 @@ class Request:
       params: how to continue it.
       address: what its randomness derives from, such as run seed and row id; two requests with
         equal address, prompt and parameters get equal completions, whatever runs beside them.
+      healed: a token that was taken off the prompt's end, or None: the first token drawn begins
+        with its text, which the completion's text leaves out.
     """
 
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     address: str = ""
+    healed: int | None = None
 
     @property
-    def question(self) -> tuple[tuple[int, ...], SamplingParams, str]:
+    def question(self) -> tuple[tuple[int, ...], int | None, SamplingParams, str]:
         """What decides its answer: requests that have this in common have the same completions."""
         params = self.params
         if params.greedy and params.seed is not None:
             params = dataclasses.replace(params, seed=None)
         drawn = not params.greedy and params.seed is None
-        return self.prompt_token_ids, params, self.address if drawn else ""
+        return self.prompt_token_ids, self.healed, params, self.address if drawn else ""
 
     @property
     def samples(self) -> int:

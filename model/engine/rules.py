@@ -11,7 +11,7 @@ from model.engine.tables import WORD_BITS
 from model.tokenizer import Tokenizer
 from schemas.checks import InvalidParameter
 from schemas.error import ErrorCode, RowError
-from schemas.sampling import MAX_BAD_WORD_TOKENS, SamplingParams
+from schemas.sampling import MAX_BAD_WORD_TOKENS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,8 @@ class Rules:
     Attributes:
       stop_ids: ids that end a sequence, EOS first.
       bad_words: each a sequence of ids whose last may not follow the others.
-      allowed: [V / WORD_BITS] uint32, a bit for each id that may be drawn; None for all.
+      allowed: [V / WORD_BITS] uint32, a bit for each id that may be drawn, of a healed prompt at
+        first; None for all.
       steers: whether the device's tables have to know of it.
     """
 
@@ -53,7 +54,7 @@ def resolve(
     """
     _check(request, config.vocab_size, max_context)
     try:
-        return _rules(request.params, config, tokenizer)
+        return _rules(request, config, tokenizer)
     except InvalidParameter as fault:
         raise Unanswerable(fault.row_error()) from None
 
@@ -75,7 +76,8 @@ def _check(request: Request, vocabulary: int, max_context: int) -> None:
         raise Unanswerable(RowError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, "max_tokens"))
 
 
-def _rules(params: SamplingParams, config: Grok1Config, tokenizer: Tokenizer | None) -> Rules:
+def _rules(request: Request, config: Grok1Config, tokenizer: Tokenizer | None) -> Rules:
+    params = request.params
     stop_ids = params.stop_token_ids
     if not params.ignore_eos:
         stop_ids = tuple(dict.fromkeys((config.eos_token, *stop_ids)))
@@ -84,6 +86,13 @@ def _rules(params: SamplingParams, config: Grok1Config, tokenizer: Tokenizer | N
             if given:
                 raise InvalidParameter(name, "holds text, which needs a tokenizer")
     bad_words = _spellings(params.bad_words, tokenizer) if params.bad_words and tokenizer else ()
+    if request.healed is not None:
+        if tokenizer is None or params.allowed_token_ids is not None:
+            raise InvalidParameter(
+                "allowed_token_ids", "must be null, and a tokenizer there, to heal a prompt's end"
+            )
+        allowed = pack_bits(tokenizer.beginning_with(request.healed), config.vocab_size)
+        return Rules(stop_ids=stop_ids, bad_words=bad_words, steers=True, allowed=allowed)
     if params.allowed_token_ids is None:
         steers = bool(bad_words or params.logit_bias or params.penalises)
         return Rules(stop_ids=stop_ids, bad_words=bad_words, steers=steers)

@@ -27,6 +27,7 @@ class SlotState:
       drawn: [S] tokens drawn so far.
       max_tokens: [S] most tokens to draw.
       min_tokens: [S] no stop id may be drawn before this many.
+      masked_draws: [S] how many draws, from the first, the mask of allowed tokens holds for.
       stop_ids: [S, STOP_IDS] ids that end the sequence, -1 for none.
       knobs: [S, ...] how the sequence is sampled.
       pages: [S, P] the sequence's cache pages in order.
@@ -38,6 +39,7 @@ class SlotState:
     drawn: Leaf
     max_tokens: Leaf
     min_tokens: Leaf
+    masked_draws: Leaf
     stop_ids: Leaf
     knobs: Knobs
     pages: Leaf
@@ -53,6 +55,7 @@ def empty_slots(slots: int, pages: int) -> SlotState:
         drawn=integers.copy(),
         max_tokens=integers.copy(),
         min_tokens=integers.copy(),
+        masked_draws=integers.copy(),
         stop_ids=np.full((slots, STOP_IDS), -1, np.int32),
         knobs=empty_knobs(slots),
         pages=np.zeros((slots, pages), np.int32),

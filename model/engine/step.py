@@ -171,8 +171,10 @@ def decode_step(
 def _rows(state: SlotState, tables: Tables, slot: jax.Array, first_slot: jax.Array) -> Rows:
     """How rows of these slots are sampled; they are slots of this device, or unused rows."""
     early = state.drawn[slot] < state.min_tokens[slot]
+    knobs = jax.tree.map(lambda x: x[slot], state.knobs)
+    masked = knobs.masked & (state.drawn[slot] < state.masked_draws[slot])
     return Rows(
-        knobs=jax.tree.map(lambda x: x[slot], state.knobs),
+        knobs=dataclasses.replace(knobs, masked=masked),
         position=state.position[slot] + 1,
         banned=jnp.where(early[:, None], state.stop_ids[slot], -1),
         tables=tables,

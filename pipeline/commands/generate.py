@@ -24,7 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, output_required: bool = Tr
             "sampling", "for rows without a column of that name (vLLM's names and meaning)"
         )
     )
-    arguments.add_prompting(parser, "prompt").add_argument(
+    building = arguments.add_prompting(parser, "prompt")
+    building.add_argument(
+        "--token-healing",
+        action="store_true",
+        help="let the first token finish the word that the prompt ends in",
+    )
+    building.add_argument(
         "--echo", action="store_true", help="put the prompt before the completion's text"
     )
     run = arguments.add_run(parser, OVER_LENGTH, "prompts that leave no room for max_tokens")
@@ -52,5 +58,8 @@ def options_of(given: argparse.Namespace) -> GenerateOptions:
       SetupError: a value is out of bounds.
     """
     return GenerateOptions(
-        sampling=sampling_params(given), echo=given.echo, **arguments.job_options(given)
+        sampling=sampling_params(given),
+        token_healing=given.token_healing,
+        echo=given.echo,
+        **arguments.job_options(given),
     )

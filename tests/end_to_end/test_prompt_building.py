@@ -130,3 +130,48 @@ def test_templates_in_files_and_wrong_ones(generate, tmp_path):
     assert (
         "another prompting" in generate("--template", path, "--echo", "--max-tokens", 2).sentence()
     )
+
+
+def test_healing_lets_the_first_token_finish_the_prompts_last(generate, talking, tmp_path):
+    tokenizer = Tokenizer.load(f"{talking}/tokenizer.model")
+    prompts = ["The answer is ", "import o", "def f(x):\n    re", "for i in range"]
+    table = {"prompt": [*prompts, "a", None]}
+    arguments = ("--ignore-eos", "--max-tokens", 6, "--temperature", 0)
+    healed = generate(*arguments, "--token-healing", table=table)
+    assert healed.code == 3
+    plain = generate(*arguments, output=tmp_path / "plain").rows
+    rows = healed.rows
+    heals = 0
+    for prompt, row, other in zip(prompts, rows, plain, strict=False):
+        ids = tokenizer.encode(prompt)
+        if not tokenizer.can_heal(ids):
+            assert row == other
+            continue
+        heals += 1
+        allowed = tokenizer.beginning_with(ids[-1])
+        assert row["prompt_tokens"] == len(ids) - 1
+        assert row["token_ids"][0] in allowed
+        assert not set(row["token_ids"][1:]) <= set(allowed)
+        whole = tokenizer.decode([*ids[:-1], *row["token_ids"]])
+        assert whole == prompt + row["text"]
+        first = generate(
+            *("--temperature", 0, "--max-tokens", 1, "--overwrite"),
+            *("--allowed-token-ids", *allowed),
+            source=write(tmp_path / "one" / "a.parquet", {"prompt_token_ids": [ids[:-1]]}),
+            output=tmp_path / "first",
+        ).rows[0]
+        assert first["token_ids"] == row["token_ids"][:1]
+    assert heals >= 2
+    assert rows[4]["token_ids"] == plain[4]["token_ids"]  # nothing stands before it
+
+
+def test_healing_goes_with_stop_strings_and_echo(generate, tmp_path):
+    table = {"prompt": ["The answer is "]}
+    arguments = ("--ignore-eos", "--max-tokens", 24, "--temperature", 0, "--token-healing")
+    [free] = generate(*arguments, "--echo", table=table).rows
+    assert free["text"].startswith("The answer is ")
+    completion = free["text"].removeprefix("The answer is ")
+    stop = completion[8:10]
+    [row] = generate(*arguments, "--stop", stop, output=tmp_path / "stop").rows
+    assert row["text"] == completion[: completion.index(stop)]
+    assert row["stop_reason"] == stop

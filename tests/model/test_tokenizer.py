@@ -271,3 +271,20 @@ def _other_tokenizer(**options) -> Tokenizer:
         **{"model_type": "bpe", **options},
     )
     return Tokenizer(model.getvalue())
+
+
+def test_what_begins_with_a_token(trained):
+    word = next(i for i in range(4, 1024) if trained.can_heal([400, i]))
+    ids = trained.beginning_with(word)
+    text = trained._bytes[word]
+    assert word in ids
+    assert [i for i in range(1024) if trained._bytes[i].startswith(text) and i in ids] == list(ids)
+    assert not set(ids) & trained.special_ids
+    longer = next(i for i in ids if i != word)
+    rest = trained.decode_completion([400], [longer, 400], healed=word)
+    assert trained.decode([400, longer, 400]) == trained.decode([400, word]) + rest
+    stream = trained.stream([400], healed=word)
+    assert "".join([stream.push([longer]), stream.push([400]), stream.finish()]) == rest
+    assert not trained.can_heal([word])
+    assert not trained.can_heal([trained.bos_id, word])
+    assert not trained.can_heal([400, trained.eos_id])
