@@ -6,7 +6,7 @@ from typing import Any
 
 from model.checkpoint import files
 from model.engine.options import EngineOptions
-from pipeline.options import GenerateOptions, JobOptions, ScoreOptions
+from pipeline.options import GenerateOptions, JobOptions, PromptOptions, ScoreOptions
 from schemas.error import SetupError
 from schemas.sampling import SamplingParams
 
@@ -22,8 +22,10 @@ def to_record(options: JobOptions) -> dict[str, Any]:
         del values[name]
     plain = {name: values[name] and files.absolute(values[name]) for name in _PATHS}
     plain["input"] = [files.absolute(path) for path in options.input]
+    prompting = dataclasses.asdict(options.prompting)
+    plain["few_shot"] = prompting.pop("few_shot") and files.absolute(options.prompting.few_shot)
     shown = {name: value and _shown(value) for name, value in plain.items()}
-    values |= shown
+    values |= {**shown, "prompting": prompting}
     values["engine"] = dataclasses.asdict(options.engine)
     if isinstance(options, GenerateOptions):
         values["sampling"] = options.sampling.result_settings()
@@ -53,6 +55,8 @@ def from_record(record: Mapping[str, Any], output: str, **given: Any) -> JobOpti
             )
     values["engine"] = EngineOptions(**values["engine"])
     values["input"] = tuple(values["input"])
+    few_shot = values.pop("few_shot")
+    values["prompting"] = PromptOptions(**values["prompting"], few_shot=few_shot)
     if task == "score":
         return ScoreOptions(output=output, **values)
     values["sampling"] = SamplingParams(**values["sampling"])

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="DIR", help="where the checkpoint is now")
     add("--tokenizer", metavar="FILE", help="where the tokenizer is now")
     add("--input", nargs="+", metavar="PATH", help="where the input is now")
+    add("--few-shot", metavar="FILE", help="where the examples are now")
     add(
         "--report",
         action=argparse.BooleanOptionalAction,
@@ -53,6 +54,7 @@ def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         checkpoint=given.checkpoint,
         tokenizer=given.tokenizer,
         input=given.input,
+        few_shot=given.few_shot,
     )
     found, _ = survey(Folder(given.output))
     errors = found["totals"]["errors"]
