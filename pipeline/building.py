@@ -7,17 +7,17 @@ make the same prompts: they load the same template and table, and a row's draw i
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from model.checkpoint import files
+from pipeline import examples
+from pipeline.examples import ExamplesChanged
 from pipeline.options import JobOptions, PromptOptions
 from pipeline.template import Template, TemplateFailed
-from schemas.columns import Undecodable, listed, values
+from schemas.columns import Undecodable, is_text, listed, values
 from schemas.error import ErrorCode, RowError, SetupError
 
 BUILT = "built prompt"
@@ -25,16 +25,6 @@ BUILT = "built prompt"
 
 TARGETS = {"generate": "prompt", "score": "context"}
 """The role that is built, by task."""
-
-_MAX_BYTES = 64 << 20
-"""Of a table of examples; all workers hold it."""
-
-_TOKEN_BYTES = 4
-"""Usual for text."""
-
-
-class ExamplesChanged(Exception):
-    """The table of examples is not the one that the job was set up with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +92,12 @@ def make_recipe(options: JobOptions, schema: pa.Schema) -> Recipe | None:
                 f"--few-shot: {options.shown_input} has no column {base!r} for the examples to "
                 f"precede, only {listed(schema.names)}; name it, or give a --template"
             )
+        kind = schema.field(base).type
+        if not is_text(kind) and kind != pa.null():
+            raise SetupError(
+                f"column {base!r} holds {kind}, but few-shot examples precede strings; cast it, "
+                "name another, or give a --template"
+            )
         columns = (base,)
     elif options.columns.get(target):
         raise SetupError(
@@ -144,18 +140,16 @@ def with_examples(recipe: Recipe | None) -> Recipe | None:
     """
     if recipe is None or recipe.few_shot is None:
         return recipe
-    where = files.redact(recipe.few_shot)
-    examples, digest = _read_examples(recipe.few_shot)
-    count = recipe.count or len(examples)
-    if len(examples) < count or not examples:
+    assert recipe.few_shot_template is not None  # ``PromptOptions`` refuses one without the other
+    found = examples.read(recipe.few_shot, recipe.few_shot_template)
+    count = recipe.count or len(found.rows)
+    if len(found.rows) < count:
         raise SetupError(
-            f"--few-shot-count {count}: {where} has {len(examples)} rows; give more, or ask for "
-            "fewer"
+            f"--few-shot-count {count}: {files.redact(recipe.few_shot)} has {len(found.rows)} "
+            "rows; give more, or ask for fewer"
         )
-    pieces = _render_all(recipe, examples)
-    length = sum(len(piece.encode()) for piece in pieces) / len(pieces)
     return dataclasses.replace(
-        recipe, digest=digest, count=count, example_tokens=count * length / _TOKEN_BYTES
+        recipe, digest=found.digest, count=count, example_tokens=count * found.tokens
     )
 
 
@@ -183,17 +177,18 @@ class Builder:
         """
         self._recipe = recipe
         self._template = None if recipe.template is None else Template(recipe.template)
-        self._pieces: list[str] = []
+        self._pieces: Sequence[str] = ()
         self._asked: list[str | None] = []
         if recipe.few_shot is not None:
-            examples, digest = _read_examples(recipe.few_shot)
-            if digest != recipe.digest:
+            assert recipe.few_shot_template is not None
+            found = examples.read(recipe.few_shot, recipe.few_shot_template)
+            if found.digest != recipe.digest:
                 raise ExamplesChanged(
                     f"{files.redact(recipe.few_shot)} has changed since the run began; start the "
                     "run again"
                 )
-            self._pieces = _render_all(recipe, examples)
-            self._asked = [self._ask(example) for example in examples]
+            self._pieces = found.pieces
+            self._asked = [self._ask(example) for example in found.rows]
 
     def build(
         self, rows: pa.Table, row_uids: Sequence[str]
@@ -236,16 +231,8 @@ class Builder:
             return None
 
     def _pick(self, own: str, uid: str) -> list[int]:
-        """Places of a row's examples; one that asks what the row asks would give it away."""
-        total, count = len(self._pieces), self._recipe.count
-        order = draw(f"{self._recipe.seed}/{uid}", total) if self._recipe.per_row else range(total)
-        picked: list[int] = []
-        for place in order:
-            if len(picked) == count:
-                break
-            if self._asked[place] != own:
-                picked.append(place)
-        return picked
+        address = f"{self._recipe.seed}/{uid}" if self._recipe.per_row else None
+        return examples.pick(self._recipe.count, self._asked, own, address)
 
 
 class _Missing(Exception):
@@ -264,16 +251,6 @@ def builder(recipe: Recipe) -> Builder:
     return Builder(recipe)
 
 
-def draw(address: str, total: int) -> Iterator[int]:
-    """0 to ``total`` - 1 in an order that an address decides, made as far as it is looked at."""
-    swapped: dict[int, int] = {}
-    for at in range(total):
-        digest = hashlib.blake2b(f"few-shot|{address}|{at}".encode(), digest_size=8).digest()
-        other = at + int.from_bytes(digest, "little") % (total - at)
-        yield swapped.get(other, other)
-        swapped[other] = swapped.get(at, at)
-
-
 def _columns(template: str | None, schema: pa.Schema, where: str) -> tuple[str, ...]:
     if template is None:
         return ()
@@ -284,33 +261,3 @@ def _columns(template: str | None, schema: pa.Schema, where: str) -> tuple[str, 
             f"{listed(schema.names)}"
         )
     return tuple(names)
-
-
-def _render_all(recipe: Recipe, examples: Sequence[Mapping[str, Any]]) -> list[str]:
-    assert recipe.few_shot is not None
-    assert recipe.few_shot_template is not None
-    template, pieces = Template(recipe.few_shot_template, "--few-shot-template"), []
-    for row, example in enumerate(examples):
-        try:
-            pieces.append(template.render(example))
-        except TemplateFailed as fault:
-            raise SetupError(
-                f"--few-shot-template: row {row} of {files.redact(recipe.few_shot)}: {fault}"
-            ) from None
-    return pieces
-
-
-def _read_examples(url: str) -> tuple[list[dict[str, Any]], str]:
-    """The rows of a Parquet file, and a digest of its bytes."""
-    data = files.read_bytes(url, _MAX_BYTES)
-    try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SetupError(
-            f"--few-shot {files.redact(url)} is no readable Parquet file: {reason}; "
-            "grok1 import makes one of JSON lines and CSV"
-        ) from None
-    columns = {name: values(table, name) for name in table.schema.names}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return rows, hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -177,6 +177,7 @@ def _check_remote(options: JobOptions) -> None:
         *(("--input", url) for url in options.input),
         ("--output", options.output),
         *([("--tokenizer", options.tokenizer)] if options.tokenizer else []),
+        *([("--few-shot", options.prompting.few_shot)] if options.prompting.few_shot else []),
     ]
     for flag, url in named:
         if files.local_path(url) is not None or url.startswith("memory://"):

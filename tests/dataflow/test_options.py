@@ -8,6 +8,7 @@ from pipeline.cli import OK, SETUP, main
 from pipeline.dataflow.options import check_fits, complete
 from pipeline.dataflow.profiles import PROFILES
 from schemas.error import SetupError
+from tests.jobs import write
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -64,6 +65,13 @@ def test_a_missing_bucket_says_how_to_make_it(world, capsys):
 def test_local_paths_are_refused(world, capsys, name):
     assert main(world.command(**{name: "/some/folder"})) == SETUP
     assert f"--{name} /some/folder is on this machine" in capsys.readouterr().err
+
+
+def test_examples_on_this_machine_are_refused(world, capsys, tmp_path):
+    shots = write(tmp_path / "shots.parquet", {"q": ["a"]})
+    command = world.command(**{"few-shot": shots, "few-shot-template": "{{ q }}"})
+    assert main(command) == SETUP
+    assert f"--few-shot {shots} is on this machine" in capsys.readouterr().err
 
 
 def test_machines_that_dataflow_does_not_have_are_refused(world, capsys):

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import building
-from pipeline.building import BUILT, Builder, ExamplesChanged, draw, make_recipe, with_examples
+from pipeline.building import BUILT, Builder, make_recipe, with_examples
+from pipeline.examples import ExamplesChanged, draw
 from pipeline.options import GenerateOptions, PromptOptions, ScoreOptions
 from pipeline.template import Template, TemplateFailed
 from schemas.error import ErrorCode, SetupError
@@ -87,6 +88,10 @@ def test_a_template_can_do_nothing_but_read(text):
         ({"template": "{{ x }}", "few_shot": "F", "few_shot_template": "{% if %}"}, ["few-shot-t"]),
         ({"few_shot": "F", "few_shot_template": "{{ q }}"}, ["no column 'prompt'"]),
         (
+            {"few_shot": "F", "few_shot_template": "{{ q }}", "columns": {"prompt": "n"}},
+            ["'n'", "int64", "--template"],
+        ),
+        (
             {"template": "{{ x }}", "few_shot": "F", "few_shot_template": "{{ z }}"},
             ["row 0", "'z'"],
         ),
@@ -99,7 +104,7 @@ def test_a_template_can_do_nothing_but_read(text):
 def test_wrong_set_ups(shots, prompting, words):
     given = {k: shots if v == "F" else v for k, v in prompting.items()}
     with pytest.raises(SetupError) as caught:
-        recipe_of(pa.schema([("x", pa.string())]), **given)
+        recipe_of(pa.schema([("x", pa.string()), ("n", pa.int64())]), **given)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -168,6 +173,16 @@ def test_a_draw_is_an_order_of_all(address, total):
     order = list(draw(address, total))
     assert sorted(order) == list(range(total))
     assert order == list(draw(address, total))
+
+
+def test_a_draw_is_the_same_on_every_machine():
+    assert list(draw("0/a", 8)) == [7, 4, 2, 3, 1, 6, 5, 0]
+
+
+def test_a_table_without_examples_is_refused(tmp_path):
+    empty = write(tmp_path / "none.parquet", {"q": pa.array([], pa.string())})
+    with pytest.raises(SetupError, match=r"none\.parquet has no rows"):
+        recipe_of(pa.schema([("prompt", pa.string())]), few_shot=empty, few_shot_template="{{ q }}")
 
 
 def test_examples_that_have_changed_are_noticed(shots, tmp_path):
