@@ -27,6 +27,7 @@ def to_record(options: JobOptions) -> dict[str, Any]:
     shown = {name: value and _shown(value) for name, value in plain.items()}
     values |= {**shown, "prompting": prompting}
     values["engine"] = dataclasses.asdict(options.engine)
+    del values["engine"]["compile_cache"]  # of this machine, and its URL may hold secrets
     if isinstance(options, GenerateOptions):
         values["sampling"] = options.sampling.result_settings()
     hidden = [name for name in plain if plain[name] != shown[name]]

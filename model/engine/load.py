@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.config import Grok1Config
+from model.engine.compile_cache import CompileCache
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
 from model.engine.programs import CompiledSteps, Plan
@@ -51,7 +52,9 @@ def load(
     plan = make_plan(checkpoint.config, options, mesh, layout)
     on_gpu = mesh.devices.flat[0].platform == "gpu"
     tuning = Tuning(options.tuning) if on_gpu and options.tuning else None
-    compiled = CompiledSteps(plan, tuning)
+    # Choices of kernels go with a run; what was compiled by other runs' is not for this one.
+    cache = CompileCache(options.compile_cache, mesh) if tuning is None else None
+    compiled = CompiledSteps(plan, tuning, cache)
     with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
         compiling = pool.submit(
             compiled.prepare,

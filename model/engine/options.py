@@ -40,6 +40,8 @@ class EngineOptions:
       kernels: one of ``KERNELS``.
       prefill_rows: prompt tokens of one prefill step.
       steps_per_round: decode steps on the device between two looks of the host.
+      compile_cache: folder where compiled steps are kept for the next start, or ``none``; None is
+        one of the account's own.
       tuning: folder where a GPU's choices of kernels are kept for the next start; None keeps none.
     """
 
@@ -55,6 +57,7 @@ class EngineOptions:
     prefill_rows: int | None = None
     steps_per_round: int | None = None
     tuning: str | None = dataclasses.field(default=None, compare=False)
+    compile_cache: str | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name, allowed in (

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model.attention import Queries
 from model.config import Grok1Config
 from model.engine import step
+from model.engine.compile_cache import CompileCache
 from model.engine.score import Asks
 from model.engine.shapes import Shapes
 from model.engine.state import edit_slots, empty_slots
@@ -189,8 +190,11 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
       tuning: a GPU's choices of kernels, to be kept; None leaves them to each process.
     """
 
-    def __init__(self, plan: Plan, tuning: Tuning | None = None) -> None:
+    def __init__(
+        self, plan: Plan, tuning: Tuning | None = None, cache: CompileCache | None = None
+    ) -> None:
         self.tuning = tuning
+        self._cache = cache
         self._mesh = plan.mesh
         self._steps = steps(plan)
         self._compiled: dict[str, Callable[..., Any]] = {}
@@ -226,8 +230,9 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
         return self._steps[name].lower(self._mesh).compile(compiler_options=options)
 
     def _finish(self, started: float) -> None:
-        if self.tuning is not None:
-            self.tuning.keep()
+        for kept in (self.tuning, self._cache):
+            if kept is not None:
+                kept.keep()
         self.seconds += time.perf_counter() - started
 
 

@@ -156,6 +156,11 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         default=default.kernels,
         help="plain: no kernels but XLA's own, as on any machine (%(default)s)",
     )
+    add(
+        "--compile-cache",
+        metavar="DIR",
+        help="keeps what was compiled for the next start; none keeps nothing (the account's own)",
+    )
 
 
 def job_options(given: argparse.Namespace) -> dict[str, Any]:
@@ -192,6 +197,7 @@ def job_options(given: argparse.Namespace) -> dict[str, Any]:
             devices=given.devices,
             collectives=given.collectives,
             kernels=given.kernels,
+            compile_cache=given.compile_cache,
             kv_cache_dtype=given.kv_cache_dtype,
         ),
         "columns": _pairs("--columns", given.columns),

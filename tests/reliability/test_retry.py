@@ -139,10 +139,14 @@ def test_a_retry_that_was_killed_leaves_each_row_once(spoiled, whole, monkeypatc
 
 def test_secrets_are_not_kept(tmp_path):
     """And so they must be given again."""
+    from model.engine.options import EngineOptions
     from pipeline.options_record import from_record, to_record
     from schemas.error import SetupError
 
-    options = runs.options("https://user:hunter2@host/in.parquet", str(tmp_path / "out"))
+    engine = EngineOptions(compile_cache="s3://me:hunter2@compiled")
+    options = runs.options(
+        "https://user:hunter2@host/in.parquet", str(tmp_path / "out"), engine=engine
+    )
     record = json.loads(json.dumps(to_record(options)))
     assert "hunter2" not in json.dumps(record)
     with pytest.raises(SetupError, match="give the run's input again: --input URL"):

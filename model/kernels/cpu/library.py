@@ -10,7 +10,6 @@ import logging
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import jax
 import jaxlib
+
+from model.private_folder import own_cache
 
 HANDLERS = ("matmul", "mixture", "store", "attention")
 
@@ -65,34 +66,22 @@ def _compiler() -> str | None:
 
 def _built() -> Path:
     """The library's file, compiled unless this source has been by this compiler."""
-    folder = Path(__file__).parent
-    sources = sorted(folder.glob("*.cc"))
+    here = Path(__file__).parent
+    sources = sorted(here.glob("*.cc"))
     compiler = _compiler()
     assert compiler is not None
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     choices = [jaxlib.__version__, platform.machine(), *_FLAGS, *_FEATURES]
-    texts = [path.read_bytes() for path in [*sources, *sorted(folder.glob("*.h"))]]
+    texts = [path.read_bytes() for path in [*sources, *sorted(here.glob("*.h"))]]
     digest = hashlib.blake2b(digest_size=12)
     for fact in [version, *map(str.encode, choices), *texts]:
         digest.update(len(fact).to_bytes(8, "little") + fact)
-    library = _cache_folder() / f"kernels-{digest.hexdigest()}.so"
+    # Without a folder of its own the account compiles for each process.
+    folder = own_cache("kernels") or Path(tempfile.mkdtemp(prefix="grok1-kernels-"))
+    library = folder / f"{digest.hexdigest()}.so"
     if not library.exists():
         _compile(compiler, sources, library)
     return library
-
-
-def _cache_folder() -> Path:
-    """A folder that nobody else can write to: what lies there is run."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "grok1-batch"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="grok1-"))
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return Path(tempfile.mkdtemp(prefix="grok1-"))
-    return folder
 
 
 def _compile(compiler: str, sources: list[Path], library: Path) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-import stat
 import subprocess
 import sys
 
@@ -254,14 +253,3 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch):
 def test_on_another_cpu_there_are_no_kernels(monkeypatch):
     monkeypatch.setattr(library, "_cpu_flags", lambda: ["avx512f", "fma"])
     assert library._unfit() == "this CPU lacks avx512bw, avx512dq, avx512vl, avx512_bf16"
-
-
-def test_a_folder_that_others_may_write_to_is_not_trusted(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    own = library._cache_folder()
-    assert own.parent == tmp_path
-    assert stat.S_IMODE(own.stat().st_mode) == 0o700
-    own.chmod(0o777)
-    other = library._cache_folder()
-    assert other != own
-    assert stat.S_IMODE(other.stat().st_mode) == 0o700
