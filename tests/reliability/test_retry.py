@@ -1,5 +1,6 @@
 """``grok1 retry``: errored rows run again, in the place of the old ones, each row seen once."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -143,9 +144,9 @@ def test_secrets_are_not_kept(tmp_path):
     from pipeline.options_record import from_record, to_record
     from schemas.error import SetupError
 
-    engine = EngineOptions(compile_cache="s3://me:hunter2@compiled")
-    options = runs.options(
-        "https://user:hunter2@host/in.parquet", str(tmp_path / "out"), engine=engine
+    engine = EngineOptions(slots=8, compile_cache="s3://me:hunter2@compiled")
+    options = dataclasses.replace(
+        runs.options("https://user:hunter2@host/in.parquet", str(tmp_path / "out")), engine=engine
     )
     record = json.loads(json.dumps(to_record(options)))
     assert "hunter2" not in json.dumps(record)
