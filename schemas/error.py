@@ -19,6 +19,7 @@ class ErrorCode(enum.StrEnum):
     INPUT_UNREADABLE = "input_unreadable"
     INPUT_SCHEMA = "input_schema"
     INPUT_CHANGED = "input_changed"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     POISON = "poison"
     SUSPECTED_POISON = "suspected_poison"
     ENGINE_FAILURE = "engine_failure"
@@ -41,6 +42,7 @@ REMEDIES: dict[ErrorCode, str] = {
     ErrorCode.INPUT_SCHEMA: "cast or rename the column, or run the file apart",
     ErrorCode.INPUT_CHANGED: "put the planned file back, then retry the errored rows: grok1 retry "
     "OUTPUT",
+    ErrorCode.DEADLINE_EXCEEDED: "lower max_tokens, or raise --row-deadline",
     ErrorCode.POISON: "change the prompt or its parameters, and report it; "
     "grok1 retry OUTPUT tries it again",
     ErrorCode.SUSPECTED_POISON: "try it alone: grok1 retry OUTPUT",

@@ -2,10 +2,11 @@
 
 import abc
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from model.engine.request import Request, RequestOutput
+from model.engine.scoring import ScoreOutput, ScoreRequest
 from model.tokenizer import Tokenizer
 from schemas.error import ErrorCode, RowError, SetupError
 from schemas.sampling import SamplingParams
@@ -23,6 +24,25 @@ class Asking(abc.ABC):
     @abc.abstractmethod
     def submit_all(self, requests: Sequence[Request]) -> list[Future[RequestOutput]]:
         """Queues requests that belong together."""
+
+    @abc.abstractmethod
+    def score_starts(
+        self, requests: Sequence[ScoreRequest]
+    ) -> list[tuple[int, Callable[[], Future[ScoreOutput]]]]:
+        """Requests to score that belong together, in the order that they had best be queued in.
+
+        Returns:
+          For each, its place among ``requests``, and what queues it.
+        """
+
+    def submit_scores(self, requests: Sequence[ScoreRequest]) -> list[Future[ScoreOutput]]:
+        """Queues requests to score, those with like contexts together; answers in their order.
+
+        Raises:
+          EngineClosed: it takes no more.
+        """
+        futures = {at: start() for at, start in self.score_starts(requests)}
+        return [futures[at] for at in range(len(requests))]
 
     def generate(
         self,

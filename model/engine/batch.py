@@ -4,9 +4,11 @@ import numpy as np
 
 from model.attention import Queries
 from model.engine.programs import empty_prompts, no_asks
+from model.engine.rules import Rules
 from model.engine.score import Asks
 from model.engine.sequence import Segment, Sequence
 from model.engine.shapes import Shapes
+from model.engine.state import STOP_IDS, SlotState, set_knobs
 from model.engine.tables import TableRows
 from model.transformer import TokenRows
 
@@ -75,3 +77,19 @@ def table_rows(sequences: list[Sequence], rows: TableRows) -> None:
             start, end = end, end + len(word)
             tables.words[row, start:end] = word
             tables.first[row, start] = tables.last[row, end - 1] = True
+
+
+def fill_slot(values: SlotState, sequence: Sequence, rules: Rules) -> None:
+    """Writes a new sequence's state into NumPy arrays."""
+    slot, request = sequence.slot, sequence.request
+    params = request.params
+    values.alive[slot] = True
+    values.token[slot] = request.prompt_token_ids[-1]
+    values.position[slot] = len(request.prompt_token_ids) - 1
+    values.max_tokens[slot] = params.max_tokens
+    values.min_tokens[slot] = params.min_tokens
+    values.masked_draws[slot] = params.max_tokens if request.healed is None else 1
+    stops = rules.stop_ids[:STOP_IDS]
+    values.stop_ids[slot, : len(stops)] = stops
+    values.pages[slot, : len(sequence.pages)] = sequence.pages
+    set_knobs(values.knobs, slot, request.sample_key(sequence.index), params, rules)

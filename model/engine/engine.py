@@ -9,26 +9,24 @@ from concurrent.futures import Future
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from model import evaluation
 from model.config import Grok1Config
 from model.engine.asking import Asking
 from model.engine.cache import shared_prefix_tokens
 from model.engine.leaving import close_at_exit
-from model.engine.load import Progress, load
+from model.engine.load import Progress, allocate, load
 from model.engine.loop import Loop
 from model.engine.machine import memory_in_use
+from model.engine.memory import OutOfMemory, is_out_of_memory, out_of_memory, telling
 from model.engine.options import EngineOptions, EngineStats
-from model.engine.output import Finisher, Sample, Ticket, open_ticket
+from model.engine.output import Finisher
 from model.engine.plan import provenance
-from model.engine.programs import CompiledSteps, Plan, abstract_cache, abstract_tables
+from model.engine.programs import CompiledSteps, Plan
 from model.engine.request import Request, RequestOutput
 from model.engine.rules import Unanswerable, resolve
 from model.engine.scoring import ScoreOutput, ScoreRequest, ScoreTicket, fault, open_score_ticket
-from model.engine.state import empty_slots
-from model.engine.tables import empty_tables
-from model.kernels.cpu import large_pages
+from model.engine.ticket import Sample, Ticket, open_ticket
 from model.layout import Layout
 from model.tokenizer import Tokenizer
 from model.transformer import Params
@@ -58,6 +56,7 @@ class Engine(Asking):
         compiled: CompiledSteps,
         tokenizer: Tokenizer | None,
         load_seconds: float,
+        options: EngineOptions,
     ) -> None:
         """Use ``from_checkpoint``."""
         self.config: Grok1Config = plan.config
@@ -67,21 +66,8 @@ class Engine(Asking):
         self._plan = plan
         self._load_seconds = load_seconds
         self._compiled = compiled
-        cache = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), abstract_cache(plan)
-        )
-        if plan.layout.packed:
-            large_pages.collapse(cache)
-        state = jax.device_put(
-            empty_slots(plan.shapes.slots, plan.shapes.sequence_pages),
-            jax.sharding.NamedSharding(plan.mesh, jax.sharding.PartitionSpec()),
-        )
-        tables = jax.tree.map(
-            lambda a, x: jax.device_put(x, a.sharding),
-            abstract_tables(plan),
-            empty_tables(plan.shapes.slots, plan.config.vocab_size),
-        )
-        self._loop = Loop(compiled, plan, params, cache, state, tables)
+        self._options = options
+        self._loop = Loop(compiled, plan, params, *allocate(plan), options.row_deadline)
         self._inbox: queue.SimpleQueue[Ticket | ScoreTicket | Sample | None] = queue.SimpleQueue()
         self._finisher = self._loop.finisher = Finisher(tokenizer, self._inbox.put)
         self._open: set[Ticket | ScoreTicket] = set()
@@ -118,9 +104,12 @@ class Engine(Asking):
 
         Raises:
           SetupError: checkpoint, tokenizer, options and devices do not go together.
+          OutOfMemory: the devices' memory does not hold it.
         """
         options = options or EngineOptions()
-        return cls(*load(url, tokenizer, options, layout, devices, progress, scores_only))
+        loaded = load(url, tokenizer, options, layout, devices, progress, scores_only)
+        with telling(loaded[1], options):
+            return cls(*loaded, options)
 
     @property
     def capacity(self) -> int:
@@ -169,23 +158,10 @@ class Engine(Asking):
         shared = dict(zip(prompts, counts, strict=True))
         return [shared.get(at, 0) for at in range(len(requests))]
 
-    def submit_scores(self, requests: Sequence[ScoreRequest]) -> list[Future[ScoreOutput]]:
-        """Queues requests to score, those with like contexts together; answers in their order.
-
-        Raises:
-          EngineClosed: it takes no more.
-        """
-        futures = {at: start() for at, start in self.score_starts(requests)}
-        return [futures[at] for at in range(len(requests))]
-
     def score_starts(
         self, requests: Sequence[ScoreRequest]
     ) -> list[tuple[int, Callable[[], Future[ScoreOutput]]]]:
-        """Requests to score that belong together, in the order that they had best be queued in.
-
-        Returns:
-          For each, its place among ``requests``, and what queues it.
-        """
+        """See ``Asking``."""
         shared = self.shared(requests)
         order = sorted(range(len(requests)), key=lambda at: requests[at].context_token_ids)
         return [(at, partial(self._submit_score, requests[at], shared[at])) for at in order]
@@ -237,6 +213,16 @@ class Engine(Asking):
         chosen = {} if tuning is None else {"tuning": tuning.identity()}
         return {**provenance(self._plan), **chosen}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes requests: it was not closed, nor have its devices failed."""
+        return self._failure is None
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the devices have given nothing while something was asked; 0 if nothing is."""
+        return time.monotonic() - self._loop.beat if self._open else 0.0
+
     def close(self, *, abandon: bool = False) -> None:
         """Answers what is under way, then ends the threads. Calling it again does nothing.
 
@@ -263,6 +249,8 @@ class Engine(Asking):
 
     def _enqueue(self, ticket: Ticket | ScoreTicket) -> None:
         with self._lock:
+            if isinstance(self._failure, OutOfMemory):
+                raise self._failure
             if self._failure is not None:
                 raise EngineClosed("the engine takes no more requests") from self._failure
             self._open.add(ticket)
@@ -275,10 +263,12 @@ class Engine(Asking):
             failure: BaseException = EngineClosed("the engine was closed")
         except BaseException as error:
             failure = error
+            if is_out_of_memory(error):
+                failure = out_of_memory(error, self._plan, self._options)
+        self._loop.release()
         with self._lock:
             self._failure = failure
         self._finisher.close()
-        self._loop.settle()
         for ticket in list(self._open):
             if not ticket.future.done():
                 ticket.future.set_exception(failure)
@@ -289,6 +279,8 @@ class Engine(Asking):
             waiting = self._loop.idle and not closing
             try:
                 message = self._inbox.get(block=waiting)
+                if waiting:
+                    self._loop.beat = time.monotonic()
                 while True:
                     if message is None:
                         closing = True

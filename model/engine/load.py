@@ -5,17 +5,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.config import Grok1Config
 from model.engine.compile_cache import CompileCache
+from model.engine.memory import telling
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
-from model.engine.programs import CompiledSteps, Plan
+from model.engine.programs import CompiledSteps, Plan, abstract_cache, abstract_tables
+from model.engine.state import SlotState, empty_slots
+from model.engine.tables import Tables, empty_tables
 from model.engine.tuning import Tuning, prepare_gpu
+from model.kernels.cpu import large_pages
 from model.layout import Layout, choose_layout, kernels_fit
 from model.numerics import MODES
+from model.paged_cache import PagedCache
 from model.placement import load_params
 from model.sharding import make_mesh
 from model.tokenizer import Tokenizer
@@ -39,6 +45,10 @@ def load(
     Returns:
       The weights, what was decided, the steps, the tokenizer if there is one, and how many seconds
       the weights took.
+
+    Raises:
+      SetupError: checkpoint, tokenizer, options and devices do not go together.
+      OutOfMemory: the devices' memory does not hold it.
     """
     prepare_gpu()
     checkpoint = open_checkpoint(url)
@@ -55,7 +65,7 @@ def load(
     # Choices of kernels go with a run; what was compiled by other runs' is not for this one.
     cache = CompileCache(options.compile_cache, mesh) if tuning is None else None
     compiled = CompiledSteps(plan, tuning, cache)
-    with ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
+    with telling(plan, options), ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
         compiling = pool.submit(
             compiled.prepare,
             lambda done, total: progress("compiling", done, total),
@@ -66,6 +76,25 @@ def load(
         load_seconds = time.perf_counter() - started
         compiling.result()
     return params, plan, compiled, vocabulary, load_seconds
+
+
+def allocate(plan: Plan) -> tuple[PagedCache, SlotState, Tables]:
+    """What an engine's steps hand on to each other, empty, on the devices."""
+    cache = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), abstract_cache(plan)
+    )
+    if plan.layout.packed:
+        large_pages.collapse(cache)
+    state = jax.device_put(
+        empty_slots(plan.shapes.slots, plan.shapes.sequence_pages),
+        NamedSharding(plan.mesh, PartitionSpec()),
+    )
+    tables = jax.tree.map(
+        lambda a, x: jax.device_put(x, a.sharding),
+        abstract_tables(plan),
+        empty_tables(plan.shapes.slots, plan.config.vocab_size),
+    )
+    return cache, state, tables
 
 
 def _load_tokenizer(url: str | None, config: Grok1Config) -> Tokenizer | None:

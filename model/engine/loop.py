@@ -8,26 +8,27 @@ round later, ends them at stop strings too, and drops what was drawn beyond.
 import collections
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from model.engine.batch import ask, pack, table_rows
+from model.engine.batch import ask, fill_slot, pack, table_rows
 from model.engine.cache import PagePool
-from model.engine.output import End, Finisher, Sample, Ticket
+from model.engine.output import Finisher
 from model.engine.programs import Plan, no_rows
 from model.engine.request import TokenLogprob
-from model.engine.rules import Rules
 from model.engine.sampler import Draws
 from model.engine.scheduler import Scheduler
 from model.engine.score import Scores
 from model.engine.scoring import ScoreTicket
 from model.engine.sequence import Admission, Segment, Sequence
-from model.engine.state import STOP_IDS, SlotState, empty_slots, set_knobs
+from model.engine.state import STOP_IDS, SlotState, empty_slots
 from model.engine.step import Rounds
 from model.engine.tables import FILL_ROWS, Tables
+from model.engine.ticket import OVERDUE, End, Sample, Ticket
 from model.paged_cache import PagedCache
 from model.transformer import Params
 
@@ -61,7 +62,13 @@ class _Scored:
 
 
 class Loop:
-    """Scheduler, cache and compiled steps of one engine. Not thread-safe."""
+    """Scheduler, cache and compiled steps of one engine. Not thread-safe.
+
+    Attributes:
+      scheduler, counters: who runs next; what has been done.
+      finisher: gets what has ended; set before the first turn.
+      beat: when the devices last gave something, or were first asked; monotonic.
+    """
 
     def __init__(
         self,
@@ -71,8 +78,10 @@ class Loop:
         cache: PagedCache,
         state: SlotState,
         tables: Tables,
+        row_deadline: float | None = None,
     ) -> None:
-        """``steps`` are compiled of the plan; the device arrays are this one's from now on."""
+        """The device arrays are this one's from now on; a sample may take ``row_deadline`` s."""
+        self._row_deadline = row_deadline
         self._steps = steps
         self._params, self._cache, self._state, self._tables = params, cache, state, tables
         self._plan, self._shapes = plan, plan.shapes
@@ -86,6 +95,7 @@ class Loop:
         self._in_flight: collections.deque[_Decoded | _Scored] = collections.deque()
         self.counters = Counters()
         self.finisher: Finisher | None = None
+        self.beat = time.monotonic()
 
     @property
     def idle(self) -> bool:
@@ -98,8 +108,20 @@ class Loop:
             self._finish(sequence)
             self._stopped.add(sequence.slot)
 
+    def release(self) -> None:
+        """Waits until the devices are done, well or badly, and lets all that they hold go.
+
+        Whoever still knows this object keeps no memory; it can do nothing more.
+        """
+        with contextlib.suppress(Exception):
+            jax.block_until_ready((self._cache, self._state, self._tables))
+        self._in_flight.clear()
+        del self._params, self._cache, self._state, self._tables
+
     def turn(self) -> None:
         """Dispatches what there is to run, then collects the oldest results."""
+        if self._row_deadline is not None:
+            self._expire(time.monotonic() - self._row_deadline)
         self.scheduler.admit()
         before = len(self._in_flight)
         admissions = self._prefill()
@@ -111,10 +133,12 @@ class Loop:
         while self._in_flight and (len(self._in_flight) >= IN_FLIGHT or not busy):
             self._collect(self._in_flight.popleft())
 
-    def settle(self) -> None:
-        """Waits until the devices are done with all that was dispatched, well or badly."""
-        with contextlib.suppress(Exception):
-            jax.block_until_ready((self._cache, self._state, self._tables))
+    def _expire(self, since: float) -> None:
+        """Ends samples that were admitted before then, and those whose row is an error by now."""
+        for sample in list(self._sequences):
+            if sample.began < since or sample.ticket.future.done():
+                self.stop(sample)
+                self._offer(sample, OVERDUE)
 
     def _prefill(self) -> list[Admission]:
         """Runs prompts if a step can be filled with them, or if rows would idle without."""
@@ -159,7 +183,7 @@ class Loop:
             sequence = admission.sequence
             changed[sequence.slot] = True
             ticket: Ticket = sequence.prompt.ticket
-            _fill(values, sequence, ticket.rules)
+            fill_slot(values, sequence, ticket.rules)
             asked = ticket.request.params.logprobs
             sample = Sample(ticket, sequence.index, details=None if asked is None else [])
             self._samples[sequence] = sample
@@ -185,6 +209,7 @@ class Loop:
             self._collect_scores(results)
         else:
             self._collect_tokens(results)
+        self.beat = time.monotonic()
 
     def _collect_scores(self, results: _Scored) -> None:
         scores: Scores = jax.tree.map(np.asarray, results.scores)
@@ -258,22 +283,6 @@ class Loop:
     def _offer(self, sample: Sample, end: End | None) -> None:
         assert self.finisher is not None
         self.finisher.offer(sample, len(sample.token_ids), end)
-
-
-def _fill(values: SlotState, sequence: Sequence, rules: Rules) -> None:
-    """Writes a new sequence's state into NumPy arrays."""
-    slot, request = sequence.slot, sequence.request
-    params = request.params
-    values.alive[slot] = True
-    values.token[slot] = request.prompt_token_ids[-1]
-    values.position[slot] = len(request.prompt_token_ids) - 1
-    values.max_tokens[slot] = params.max_tokens
-    values.min_tokens[slot] = params.min_tokens
-    values.masked_draws[slot] = params.max_tokens if request.healed is None else 1
-    stops = rules.stop_ids[:STOP_IDS]
-    values.stop_ids[slot, : len(stops)] = stops
-    values.pages[slot, : len(sequence.pages)] = sequence.pages
-    set_knobs(values.knobs, slot, request.sample_key(sequence.index), params, rules)
 
 
 def _detail(facts: Draws | Scores, at: Any, wanted: int) -> TokenLogprob:

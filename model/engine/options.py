@@ -40,6 +40,8 @@ class EngineOptions:
       kernels: one of ``KERNELS``.
       prefill_rows: prompt tokens of one prefill step.
       steps_per_round: decode steps on the device between two looks of the host.
+      row_deadline: seconds from a sample's admission after which its row is an error; None for
+        never.
       compile_cache: folder where compiled steps are kept for the next start, or ``none``; None is
         one of the account's own.
       tuning: folder where a GPU's choices of kernels are kept for the next start; None keeps none.
@@ -56,6 +58,7 @@ class EngineOptions:
     kernels: str = "auto"
     prefill_rows: int | None = None
     steps_per_round: int | None = None
+    row_deadline: float | None = None
     tuning: str | None = dataclasses.field(default=None, compare=False)
     compile_cache: str | None = dataclasses.field(default=None, compare=False)
 
@@ -82,6 +85,8 @@ class EngineOptions:
             if value is not None and (type(value) is not int or value < 1):
                 flag = name.replace("_", "-")
                 raise SetupError(f"--{flag} must be a positive integer, got {value!r}")
+        if self.row_deadline is not None and not self.row_deadline > 0:
+            raise SetupError(f"--row-deadline must be above 0 seconds, got {self.row_deadline!r}")
         if self.devices not in (None, 1, 2, 4, 8):
             raise SetupError(f"--devices must be 1, 2, 4 or 8, got {self.devices!r}")
 

@@ -3,79 +3,19 @@
 import dataclasses
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 
 from model.engine.repetition import RepetitionWatcher
-from model.engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
-from model.engine.rules import Rules
+from model.engine.request import CompletionOutput, RequestOutput
 from model.engine.scoring import ScoreTicket
+from model.engine.ticket import LOOPED, OVERDUE, End, Sample, Ticket
 from model.tokenizer import StreamDecoder, Tokenizer
 from schemas.error import ErrorCode, RowError
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class Ticket:
-    """A request under way, and what has come of it.
-
-    Attributes:
-      request: what was asked.
-      rules: its parameters in token ids.
-      future: gets the answer.
-      cached_tokens: for the answer.
-      prompt_logprobs: filled from the front as the prompt is scored; None if not asked for.
-      outputs: completions by index.
-      missing: samples that have not ended.
-    """
-
-    request: Request
-    rules: Rules
-    future: Future[RequestOutput]
-    cached_tokens: int
-    prompt_logprobs: list[TokenLogprob | None] | None
-    outputs: list[CompletionOutput | None]
-    missing: int
-
-
-def open_ticket(request: Request, rules: Rules, cached_tokens: int = 0) -> Ticket:
-    """A ticket with nothing done."""
-    asked, n = request.params.prompt_logprobs, request.params.n
-    return Ticket(
-        request, rules, Future(), cached_tokens, None if asked is None else [None], [None] * n, n
-    )
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Sample:
-    """One sample's tokens as they are drawn; the engine's thread appends, the finisher reads.
-
-    Attributes:
-      ticket: whose.
-      index: which sample.
-      token_ids: drawn so far.
-      logprobs: of each.
-      details: rank and alternatives of each, or None if not asked for.
-      answered: whether the finisher is done with it; what is drawn beyond does not count.
-    """
-
-    ticket: Ticket
-    index: int
-    token_ids: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-    details: list[TokenLogprob] | None = None
-    answered: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class End:
-    """Why a sample ended, but for stop strings, and the stop id if any."""
-
-    finish_reason: str
-    stop_reason: str | int | None = None
-
-
-LOOPED = End("repetition", "repetition_detected")
-"""The end of a sample that was caught in a loop, by vLLM's words."""
+class Overdue(Exception):
+    """A row has taken longer than its deadline."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -233,6 +173,8 @@ class Finisher:
     def _handle(self, sample: Sample, tokens: int, end: End | None) -> None:
         if sample.answered:
             return
+        if end is OVERDUE:
+            raise Overdue(f"not complete {time.monotonic() - sample.began:.0f} s after it began")
         if sample.ticket.request.params.watched:
             watch = self._watches.pop(sample, None) or _Watch(sample, self._tokenizer)
             found = watch.look(tokens, end)
@@ -272,7 +214,7 @@ class Finisher:
         )
         self.completion_tokens += tokens
         ticket.missing -= 1
-        if ticket.missing == 0:
+        if ticket.missing == 0 and not ticket.future.done():
             self.requests += 1
             self.prompt_tokens += len(ticket.request.prompt_token_ids)
             ticket.future.set_result(_answer(ticket))
@@ -280,10 +222,10 @@ class Finisher:
 
 def _failed(ticket: Ticket, error: Exception) -> RequestOutput:
     message = f"decoding its tokens failed: {type(error).__name__}: {error}"
-    return RequestOutput(
-        prompt_token_ids=ticket.request.prompt_token_ids,
-        error=RowError(ErrorCode.ENGINE_FAILURE, message),
-    )
+    found = RowError(ErrorCode.ENGINE_FAILURE, message)
+    if isinstance(error, Overdue):
+        found = RowError(ErrorCode.DEADLINE_EXCEEDED, str(error))
+    return RequestOutput(prompt_token_ids=ticket.request.prompt_token_ids, error=found)
 
 
 def _answer(ticket: Ticket) -> RequestOutput:

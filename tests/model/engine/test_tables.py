@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
 from model.engine.batch import table_rows
-from model.engine.output import open_ticket
 from model.engine.request import Request
 from model.engine.rules import Rules, pack_bits
 from model.engine.sampler import Rows, change_logits, filter_logits
 from model.engine.sequence import Prompt, Sequence
 from model.engine.state import empty_knobs, set_knobs
 from model.engine.tables import empty_rows, empty_tables, fill_tables, record_draws
+from model.engine.ticket import open_ticket
 from schemas.sampling import SamplingParams
 from tests.model.engine import plain
 
