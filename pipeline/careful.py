@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from model.engine.memory import OutOfMemory
 from pipeline import registry
 from pipeline.questions import Answers, Ask, Questions
 from pipeline.registry import Held
@@ -24,15 +25,16 @@ def answer(batch: Questions, held: Held, ledger: Ledger | None) -> Answers:
     if ledger is None:
         found = held.gate.ask_all([ask.start for ask in asks], lambda places: None)
         return batch.answered(outputs(found), **_facts(held))
-    attempt = ledger.begin(batch.chunk.part_name)
+    attempt = ledger.begin(batch.chunk.part_name, batch.row_uids)
     try:
         if attempt.history or batch.known:
             return _warily(batch, held, ledger, attempt)
         found = held.gate.ask_all([ask.start for ask in asks], partial(_admit, attempt, asks))
         attempt.end()
-    except BaseException:
-        # Given up, not failed: a process that is told to go blames nobody.
-        attempt.end() if registry.is_ending() else attempt.fail()
+    except BaseException as error:
+        # Given up, not failed: nobody is to blame for a process that is told to go, nor for memory.
+        innocent = registry.is_ending() or isinstance(error, OutOfMemory)
+        attempt.end() if innocent else attempt.fail()
         raise
     return batch.answered(outputs(found), **_facts(held))
 

@@ -9,6 +9,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
 from model.checkpoint import files
+from model.engine.memory import OutOfMemory
 from model.engine.options import EngineOptions, EngineStats
 from pipeline import careful, health, registry
 from pipeline.questions import Answers, Questions
@@ -36,6 +37,7 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
         tokenizer: str | None = None,
         options: EngineOptions | None = None,
         identity: str | None = None,
+        stall_seconds: float | None = None,
         scores_only: bool = False,
         ledger: Ledger | None = None,
     ) -> None:
@@ -46,6 +48,7 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
           tokenizer: SentencePiece model; None takes the checkpoint's, if it has one.
           options: the engine's settings.
           identity: what the checkpoint's identity must be, or None for any.
+          stall_seconds: how long its devices may give nothing while asked; None for ever.
           scores_only: whether it will only score.
           ledger: where to record which rows are in the engine; None for nowhere, and then a row
             that kills the process does so at each attempt.
@@ -57,6 +60,7 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
             tokenizer=tokenizer,
             options=options or EngineOptions(),
             identity=identity,
+            stall_seconds=stall_seconds,
             scores_only=scores_only,
         )
 
@@ -74,12 +78,7 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
         started = time.monotonic()
         if batch.nothing_to_ask:
             return [batch.answered((None,) * len(batch.sources), saved=batch.known)]
-        held = model.acquire()
-        try:
-            answers = careful.answer(batch, held, self._ledger)
-        except Exception:
-            registry.discard(held)
-            raise
+        held, answers = self._answer(batch, model)
         gain, seconds = held.advance(), time.monotonic() - started
         _count_engine(gain)
         health.report(NAMESPACE, model.name, seconds, gain, held.engine.device_memory())
@@ -91,6 +90,18 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
                 decode_rows_used=gain.decode_rows_used,
             )
         ]
+
+    def _answer(self, batch: Questions, model: "EngineHandle") -> tuple[registry.Held, Answers]:
+        while True:
+            held = model.acquire()
+            try:
+                return held, careful.answer(batch, held, self._ledger)
+            except OutOfMemory as error:
+                registry.discard(held)
+                registry.take_fewer_slots(self._settings, error)
+            except Exception:
+                registry.discard(held)
+                raise
 
     def get_num_bytes(self, batch: Questions) -> int:
         """Bytes of the rows; the default would pickle them to find out."""

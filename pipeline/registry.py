@@ -6,6 +6,7 @@ belong to one process anyhow.
 
 import atexit
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from model.checkpoint import files
 from model.checkpoint.source import open_checkpoint
+from model.engine.memory import OutOfMemory
 from model.engine.options import EngineOptions, EngineStats
+from pipeline import watchdog
 from pipeline.window import Gate
 from schemas.error import SetupError
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from model.engine.engine import Engine
     from pipeline.prepare import Job
 
+
+_LOGGER = logging.getLogger("grok1.worker")
 
 TUNING = "_tuning"
 """Folder of a run's output with a GPU's choices of kernels, so that a restart makes the same."""
@@ -35,6 +40,7 @@ class EngineSettings:
       tokenizer: SentencePiece model; None takes the checkpoint's, if it has one.
       options: the engine's settings.
       identity: what the checkpoint's identity must be, or None for any.
+      stall_seconds: how long its devices may give nothing while asked; None for ever.
       scores_only: whether only scoring is foreseen; any engine will do for it.
     """
 
@@ -42,6 +48,7 @@ class EngineSettings:
     tokenizer: str | None = None
     options: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     identity: str | None = None
+    stall_seconds: float | None = dataclasses.field(default=None, compare=False)
     scores_only: bool = dataclasses.field(default=False, compare=False)
 
 
@@ -97,20 +104,45 @@ def load_engine(settings: EngineSettings) -> "Engine":
         raise SetupError(
             f"{files.redact(settings.checkpoint)} has changed since the run began; start it again"
         )
-    try:
-        return Engine.from_checkpoint(
-            settings.checkpoint,
-            tokenizer=settings.tokenizer,
-            options=settings.options,
-            progress=_note_phase,
-            scores_only=settings.scores_only,
-        )
-    finally:
-        _phases.clear()
+    while True:
+        options = settings.options
+        if settings in _fewer_slots:
+            options = dataclasses.replace(options, slots=_fewer_slots[settings])
+        try:
+            return Engine.from_checkpoint(
+                settings.checkpoint,
+                tokenizer=settings.tokenizer,
+                options=options,
+                progress=_note_phase,
+                scores_only=settings.scores_only,
+            )
+        except OutOfMemory as error:
+            take_fewer_slots(settings, error)
+        finally:
+            _phases.clear()
+
+
+def take_fewer_slots(settings: EngineSettings, error: OutOfMemory) -> None:
+    """Lets engines of these settings be made with half the slots from now on.
+
+    Raises:
+      SetupError: results might not be the same with these, so the user must say so.
+    """
+    if error.half is None:
+        raise SetupError(
+            f"{error}; give --slots {max(1, error.slots // 2)}, with which results may differ in "
+            "their last bits"
+        ) from None
+    if error.half < _fewer_slots.get(settings, error.slots):
+        # Of several threads that waited for the engine, one tells.
+        _fewer_slots[settings] = error.half
+        _LOGGER.warning("%s; going on with %d, which changes no result", error, error.half)
 
 
 factory: Callable[[EngineSettings], "Engine"] = load_engine
 """Makes an engine. A program may put its own here, to bring another implementation."""
+
+_fewer_slots: dict[EngineSettings, int] = {}
 
 _phases: dict[str, tuple[float, float, float]] = {}
 
@@ -149,7 +181,9 @@ def acquire(settings: EngineSettings) -> Held:
     """
     with _lock:
         if settings not in _held and not _ended.is_set():
-            _held[settings] = Held(factory(settings))
+            held = _held[settings] = Held(factory(settings))
+            if settings.stall_seconds is not None:
+                watchdog.watch(held.engine, settings.stall_seconds)
         if _ended.is_set():  # perhaps while it loaded
             raise ShutDown("this process is about to end")
         return _held[settings]

@@ -77,9 +77,9 @@ class Ledger:
         """Where the records lie."""
         return Folder(self.output.at(STRIKES))
 
-    def begin(self, part: str) -> "Attempt":
+    def begin(self, part: str, row_uids: Sequence[str] = ()) -> "Attempt":
         """A new attempt at a chunk, which knows of the earlier ones."""
-        return Attempt(self, part)
+        return Attempt(self, part, row_uids)
 
     def forget(self, part: str) -> None:
         """Removes all that is recorded of a chunk, once it is committed."""
@@ -99,8 +99,9 @@ class Attempt:
       last: whether the runner will not try again if this one dies.
     """
 
-    def __init__(self, ledger: Ledger, part: str) -> None:
+    def __init__(self, ledger: Ledger, part: str, row_uids: Sequence[str]) -> None:
         self._ledger, self._folder = ledger, ledger.folder
+        self._row_uids = row_uids
         self._prefix = f"{part}.{uuid.uuid4().hex[:12]}"
         self._rows: list[int] = []
         self._accused: list[int] = []
@@ -163,6 +164,11 @@ class Attempt:
                 self.end()
 
     @property
+    def in_flight(self) -> list[str]:
+        """Ids of the chunk's rows that are in the engine."""
+        return [self._row_uids[row] for row in [*self._rows, *self._accused]]
+
+    @property
     def _alone(self) -> str:
         return f"alone.{self._accused[0]}"
 
@@ -187,6 +193,11 @@ def pardon_all(*, ending: bool = False) -> None:
         attempts = list(_attempts)
     for attempt in attempts:
         attempt.pardon()
+
+
+def in_flight() -> list[str]:
+    """Ids of all rows that this process has in its engines."""
+    return [row_uid for attempt in list(_attempts) for row_uid in attempt.in_flight]
 
 
 def _history(folder: Folder, names: Sequence[str], start: str) -> History:

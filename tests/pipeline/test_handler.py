@@ -42,6 +42,12 @@ class Engine:
     def device_memory(self):
         return None
 
+    @property
+    def is_open(self):
+        return not self.closed
+
+    silent_seconds = 0.0
+
     def close(self, *, abandon=False):
         self.closed = True
 
