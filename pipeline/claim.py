@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 JOB, SUCCESS = "_job.json", "_SUCCESS"
 MANIFEST, MANIFEST_PARTS = "_manifest.json", "_manifest.parquet"
 FILE_ERRORS = "_errors/files.parquet"
+STOPPED = "_stopped.json"
+"""Stands there after a start that a budget ended."""
 
 RESULTS = (MANIFEST, MANIFEST_PARTS, FILE_ERRORS)
 """What a finished run leaves beside its parts, other than ``_SUCCESS``."""

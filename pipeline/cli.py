@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pipeline.stdout import outliving_its_reader
 from schemas.error import SetupError
 
-OK, FAILED, SETUP, ROW_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes."""
+OK, FAILED, SETUP, ROW_ERRORS, BUDGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
+"""Exit codes. ``BUDGET``: a budget was reached, and starting again with more goes on."""
 
 _COMMANDS = (
     "generate",
@@ -36,6 +36,7 @@ exit codes:
   1  failed; what was committed is kept, and starting again goes on
   2  wrong set-up or usage
   3  finished, all rows are accounted for, some are errored
+  4  stopped at a budget; starting again with a larger one goes on
   130  interrupted; starting again goes on
 """
 
@@ -115,8 +116,11 @@ def _version(package: str) -> str:
 
 def _quiet(debug: bool) -> None:
     """A normal run shows what the command prints, and nothing of its libraries."""
-    logging.basicConfig(level=logging.INFO if debug else logging.ERROR)
-    if not debug:
+    if debug:
+        logging.basicConfig(level=logging.INFO)
+    else:
+        logging.basicConfig(level=logging.ERROR, format="grok1: %(message)s")
+        logging.getLogger("grok1").setLevel(logging.WARNING)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         # Beam logs each fault several times; the command reports it once.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)

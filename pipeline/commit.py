@@ -16,15 +16,13 @@ import pyarrow.parquet as pq
 
 from model.checkpoint import files
 from pipeline.claim import JOB
-from pipeline.counts import Counts
-from pipeline.footer import read_footer
+from pipeline.counts import COUNTS, Counts, read_counts
 from pipeline.plan import read_chunks
 from pipeline.prepare import Job
 from pipeline.questions import Answers
-from pipeline.storage import Folder
 from schemas.error import INPUT_ERRORS
 
-PROVENANCE, RUN, COUNTS = b"grok1.provenance", b"grok1.run", b"grok1.counts"
+PROVENANCE, RUN = b"grok1.provenance", b"grok1.run"
 """Keys of a part's footer, JSON each. Equal jobs write equal parts, but for ``grok1.run``, which
 says when and how fast."""
 
@@ -200,12 +198,6 @@ def check_owner(job: Job) -> None:
         raise Superseded(
             f"{files.redact(job.folder.url)} was taken over by another run; this one writes no more"
         )
-
-
-def read_counts(folder: Folder, part: str) -> Counts:
-    """What a part holds, by its footer."""
-    _, metadata = read_footer(folder.at(part), folder.size(part))
-    return Counts(**json.loads(metadata.metadata[COUNTS]))
 
 
 def _metadata(job: Job, result: Answers, counts: Counts) -> dict[bytes, bytes]:

@@ -2,8 +2,15 @@
 
 import collections
 import dataclasses
+import json
 from collections.abc import Iterable
 from typing import Any
+
+from pipeline.footer import read_footer
+from pipeline.storage import Folder
+
+COUNTS = b"grok1.counts"
+"""Key of a part's footer under which they stand as JSON."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,12 @@ class Counts:
             else:
                 total[field.name] = mine + theirs
         return Counts(**total)
+
+
+def read_counts(folder: Folder, part: str) -> Counts:
+    """What a part holds, by its footer."""
+    _, metadata = read_footer(folder.at(part), folder.size(part))
+    return Counts(**json.loads(metadata.metadata[COUNTS]))
 
 
 def tally(values: Iterable[str]) -> dict[str, int]:

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
-from pipeline import file_errors
+from pipeline import budget, file_errors
 from pipeline.claim import FILE_ERRORS, JOB, MANIFEST, MANIFEST_PARTS, SUCCESS
-from pipeline.commit import COUNTS, PROVENANCE, RUN, NotConserved, check_owner
-from pipeline.counts import Counts
+from pipeline.commit import PROVENANCE, RUN, NotConserved, check_owner
+from pipeline.counts import COUNTS, Counts
 from pipeline.footer import read_footer
 from pipeline.plan import Chunk, is_part, read_chunks, read_files
 from pipeline.prepare import Job
@@ -33,7 +33,7 @@ def finalize(job: Job) -> dict[str, Any]:
     often a chunk was tried and whoever wrote it.
 
     Returns:
-      The manifest.
+      The manifest; or, if a budget has ended this start, what ``budget.stop`` noted.
 
     Raises:
       NotConserved: a part is missing, or rows were lost or doubled.
@@ -44,6 +44,8 @@ def finalize(job: Job) -> dict[str, Any]:
     chunks = read_chunks(folder)
     present = folder.names()
     lost = [chunk.part_name for chunk in chunks if chunk.part_name not in present]
+    if lost and (note := budget.stopped(folder)) is not None and note["start"] == job.start:
+        return note
     if lost:
         raise NotConserved(f"{len(lost)} of {len(chunks)} parts are missing, such as {lost[0]}")
     lines = files.in_parallel(lambda chunk: _line(folder, chunk, present), chunks)

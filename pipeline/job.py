@@ -10,7 +10,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 from apache_beam.runners.runner import PipelineResult
 
-from pipeline import plan
+from pipeline import budget, plan
 from pipeline.beam_options import attempts, local_options, make_pipeline
 from pipeline.commit import Committed, commit
 from pipeline.finalize import finalize
@@ -88,6 +88,7 @@ def model_handler(job: Job) -> Grok1ModelHandler:
         tokenizer=job.tokenizer,
         options=job.engine,
         identity=job.settings["checkpoint"],
+        stall_seconds=job.options.limits.stall_seconds,
         scores_only=job.options.task == "score",
         ledger=ledger_of(job),
     )
@@ -163,13 +164,18 @@ def _missing_spans(_: Any, job: Job) -> Iterator[Span]:
 
 
 def _read(span: Span, job: Job) -> Iterator[Questions]:
-    yield from read_span(job, span)
+    for questions in read_span(job, span):
+        if why := budget.reached(job):
+            budget.stop(job, why)
+            return
+        yield questions
 
 
 def _commit(chunk: Answers, job: Job) -> tuple[int, str]:
     committed = commit(job, chunk)
     if chunk.saved or chunk.refused:
         ledger_of(job).forget(committed.part)
+    budget.spend(job, committed.counts)
     _count(committed)
     return 0, committed.part
 

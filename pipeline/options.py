@@ -65,6 +65,31 @@ class PromptOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one start of a job may take. None of it is part of the job: it changes no result.
+
+    Attributes:
+      max_total_tokens: prompt and completion tokens of the whole output; None for any number.
+      max_hours: of this start; None for any.
+      stall_seconds: how long a device may give nothing while asked; None for ever.
+
+    Raises:
+      SetupError: a value is out of bounds.
+    """
+
+    max_total_tokens: int | None = None
+    max_hours: float | None = None
+    stall_seconds: float | None = 300.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not value > 0:
+                flag = "--" + field.name.replace("_", "-")
+                raise SetupError(f"{flag} must be above 0, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """What every job is told. Every path may be an fsspec URL.
 
@@ -91,6 +116,7 @@ class JobOptions:
       overwrite: discard what the output folder holds of another job.
       allow_errors: share of rows that may be errored in a run that counts as a success.
       allow_file_errors: whether a run counts as a success in which files could not be read.
+      limits: what this start may take.
 
     Raises:
       SetupError: a value is out of bounds.
@@ -119,6 +145,7 @@ class JobOptions:
     overwrite: bool = False
     allow_errors: float = 0.0
     allow_file_errors: bool = False
+    limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if isinstance(self.input, str):

@@ -4,8 +4,9 @@ The machine that does this needs no accelerator and imports neither Beam nor JAX
 """
 
 import dataclasses
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,9 +16,10 @@ from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.engine.options import EngineOptions
 from model.evaluation import prefix_token
 from model.tokenizer import Tokenizer
-from pipeline import building, plan, tasks
+from pipeline import budget, building, plan, tasks
 from pipeline.building import Recipe
 from pipeline.claim import RESULTS, SUCCESS, claim, writing
+from pipeline.counts import read_counts
 from pipeline.inputs import former_faults, read_inputs
 from pipeline.options import JobOptions
 from pipeline.storage import Folder
@@ -50,6 +52,8 @@ class Job:
       done: how many of them were there when the job was prepared.
       rows_done: rows of these.
       start: names this start of the job, of which a run may have several.
+      began: when this start began, seconds since the epoch.
+      tokens_before: of parts that were there then; counted only where there is a budget of them.
       attempts: how often the runner tries a chunk in one start; None if it does not try again.
     """
 
@@ -72,6 +76,8 @@ class Job:
     done: int
     rows_done: int
     start: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    began: float = dataclasses.field(default_factory=time.time)
+    tokens_before: int = 0
     attempts: int | None = None
 
     @property
@@ -102,8 +108,17 @@ def prepare_job(options: JobOptions) -> Job:
         done = [chunk for chunk in chunks if chunk.part_name in present]
         if len(done) < len(chunks) and SUCCESS in present:
             folder.remove([SUCCESS, *RESULTS])
+        budget.clear(folder)
     rows_done = sum(chunk.rows for chunk in done)
-    return dataclasses.replace(job, run_id=run_id, done=len(done), rows_done=rows_done)
+    job = dataclasses.replace(job, run_id=run_id, done=len(done), rows_done=rows_done)
+    if options.limits.max_total_tokens is not None:
+        job = dataclasses.replace(job, tokens_before=_tokens(folder, done))
+    return job
+
+
+def _tokens(folder: Folder, chunks: Sequence[plan.Chunk]) -> int:
+    counts = files.in_parallel(lambda chunk: read_counts(folder, chunk.part_name), chunks)
+    return sum(map(budget.tokens, counts))
 
 
 def check_job(

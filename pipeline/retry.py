@@ -21,8 +21,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from model.checkpoint import files
 from pipeline import plan
 from pipeline.claim import SUCCESS, claim
-from pipeline.commit import NotConserved, read_counts, rewrite
-from pipeline.counts import Counts
+from pipeline.commit import NotConserved, rewrite
+from pipeline.counts import Counts, read_counts
 from pipeline.finalize import finalize
 from pipeline.handler import NAMESPACE
 from pipeline.inputs import former_faults

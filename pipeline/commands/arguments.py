@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.engine.options import COLLECTIVES, KERNELS, KV_CACHE_DTYPES, NUMERICS, EngineOptions
+from pipeline.commands.limits import limits
 from pipeline.options import BOS, FEW_SHOT_SAMPLING, JobOptions, PromptOptions
 from schemas.error import SetupError
 
@@ -199,7 +200,9 @@ def job_options(given: argparse.Namespace) -> dict[str, Any]:
             kernels=given.kernels,
             compile_cache=given.compile_cache,
             kv_cache_dtype=given.kv_cache_dtype,
+            row_deadline=given.row_deadline,
         ),
+        "limits": limits(given),
         "columns": _pairs("--columns", given.columns),
         "rename": _pairs("--rename", given.rename),
         "prompting": _prompting(given),

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from pipeline.commands import arguments
+from pipeline.commands.limits import add_limits
 from pipeline.commands.sampling import add_sampling, sampling_params
 from pipeline.options import OVER_LENGTH, GenerateOptions
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, output_required: bool = Tr
         default=True,
         help="write an HTML report when finished (on)",
     )
+    add_limits(parser)
     arguments.add_dataflow(parser)
     arguments.add_engine(parser)
 

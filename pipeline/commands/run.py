@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from model.checkpoint import files
-from pipeline import preemption, strikes
-from pipeline.cli import FAILED, INTERRUPTED, OK, ROW_ERRORS, Failed
+from pipeline import budget, preemption, strikes
+from pipeline.cli import BUDGET, FAILED, INTERRUPTED, OK, ROW_ERRORS, Failed
 from pipeline.finalize import read_manifest
 from pipeline.options import JobOptions
 from pipeline.prepare import Job, prepare_job
@@ -59,6 +59,10 @@ def finish(job: Job, counters: Mapping[str, int], report: bool) -> int:
       report: whether to write the HTML report.
     """
     manifest = read_manifest(job.folder)
+    note = budget.stopped(job.folder)
+    if manifest is None and note is not None:
+        print(f"grok1: {note['why']}; start again with more to go on", file=sys.stderr)
+        return BUDGET
     if manifest is None:
         print("grok1: the runner has the job; it has not finished", file=sys.stderr)
         return FAILED

@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 from pipeline.commands import arguments
+from pipeline.commands.limits import add_limits
 from pipeline.options import ScoreOptions
 from schemas.sampling import MAX_LOGPROBS
 
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("error", "truncate_left"),
         "contexts that leave no room for their continuation",
     )
+    add_limits(parser)
     arguments.add_dataflow(parser)
     arguments.add_engine(parser)
 

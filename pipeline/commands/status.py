@@ -30,6 +30,8 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
         words.append(f"{found['parts_present']:,} of {found['parts']:,} parts")
         if found["last_commit"]:
             words.append(f"last commit {found['last_commit']}")
+        if found["stopped_by"]:
+            words.append(f"stopped: {found['stopped_by']}")
         print(" · ".join(words))
         if found["job_url"]:
             print(found["job_url"])
@@ -43,8 +45,9 @@ def status(output: str) -> dict[str, Any]:
       SetupError: the folder is no run's output.
     """
     from model.checkpoint import files
+    from pipeline import budget
     from pipeline.claim import JOB
-    from pipeline.cli import FAILED
+    from pipeline.cli import BUDGET, FAILED
     from pipeline.commands.run import exit_code
     from pipeline.dataflow.record import submitted
     from pipeline.finalize import read_manifest, survey
@@ -57,7 +60,8 @@ def status(output: str) -> dict[str, Any]:
         raise SetupError(f"{files.redact(output)} has no {JOB}; name the output folder of a run")
     found, lines = survey(folder)
     manifest, sent = read_manifest(folder), submitted(folder)
-    code = FAILED
+    note = budget.stopped(folder)
+    code = FAILED if note is None else BUDGET
     if manifest is not None:
         code = exit_code(
             manifest, record.get("allow_errors", 0.0), record.get("allow_file_errors", False)
@@ -65,6 +69,7 @@ def status(output: str) -> dict[str, Any]:
     totals = found["totals"]
     return {
         "state": found["state"],
+        "stopped_by": None if note is None or manifest is not None else note["why"],
         "rows": found["rows"],
         "rows_done": totals["rows_in"],
         "succeeded": totals["succeeded"],

@@ -128,5 +128,6 @@ def test_the_codes_stand_in_the_help(capsys):
         main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for code in (cli.OK, cli.FAILED, cli.SETUP, cli.ROW_ERRORS, cli.INTERRUPTED):
+    codes = (cli.OK, cli.FAILED, cli.SETUP, cli.ROW_ERRORS, cli.BUDGET, cli.INTERRUPTED)
+    for code in codes:
         assert f"\n  {code}  " in text
