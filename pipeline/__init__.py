@@ -14,9 +14,11 @@ _HOMES = {
     "ScoreOptions": "pipeline.options",
     "WriteCompletions": "pipeline.job",
     "build_pipeline": "pipeline.job",
+    "completions_table": "pipeline.results",
     "model_handler": "pipeline.job",
     "prepare_job": "pipeline.prepare",
     "read_completions": "pipeline.completions",
+    "scores_table": "pipeline.results",
 }
 
 __all__ = list(_HOMES)

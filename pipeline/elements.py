@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from model.engine.request import Request, RequestOutput
 from pipeline.counts import Counts, tally
 from pipeline.questions import Answers, Ask, Questions
+from pipeline.results import add_completion_error, add_completions
 from schemas.completion import OutputRows
 
 if TYPE_CHECKING:
@@ -106,14 +107,7 @@ class CompletionChunk(Answers):
                 length = prompts.prompt_tokens.get(row)
                 if row in answers:
                     length = len(prompts.requests[answers[row]].prompt_token_ids)
-                rows.add_error(
-                    row,
-                    row_uid,
-                    errors[row],
-                    sample_index=0,
-                    finish_reason="error",
-                    prompt_tokens=length,
-                )
+                add_completion_error(rows, row, row_uid, errors[row], length)
                 continue
             answer = self.outputs[answers[row]] if row in answers else None
             if answer is None:
@@ -121,23 +115,15 @@ class CompletionChunk(Answers):
             request = prompts.requests[answers[row]]
             seed = request.params.seed
             echo = prompts.echoes[answers[row]] if prompts.echoes else ""
-            for sample in answer.outputs:
-                rows.add(
-                    row,
-                    row_uid,
-                    sample_index=sample.index,
-                    text=echo + sample.text if self.has_text else None,
-                    token_ids=sample.token_ids,
-                    finish_reason=sample.finish_reason,
-                    stop_reason=None if sample.stop_reason is None else str(sample.stop_reason),
-                    cumulative_logprob=sample.cumulative_logprob,
-                    logprobs=sample.logprobs,
-                    prompt_logprobs=answer.prompt_logprobs,
-                    prompt_tokens=len(answer.prompt_token_ids),
-                    completion_tokens=len(sample.token_ids),
-                    cached_tokens=answer.cached_tokens,
-                    seed=run_seed if seed is None else seed,
-                )
+            add_completions(
+                rows,
+                row,
+                row_uid,
+                answer,
+                seed=run_seed if seed is None else seed,
+                echo=echo,
+                has_text=self.has_text,
+            )
         return rows
 
 

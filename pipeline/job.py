@@ -28,10 +28,13 @@ def build_pipeline(
 ) -> beam.Pipeline:
     """Checks the job, claims its output folder, and returns the pipeline that does it, not yet run.
 
-    Example:
-      >>> options = GenerateOptions(checkpoint="ckpt", input=("in/*.parquet",), output="out")
-      >>> with build_pipeline(options, PipelineOptions(runner="FnApiRunner")):
+    Examples:
+      >>> from pipeline import GenerateOptions, read_completions
+      >>> options = GenerateOptions(checkpoint="grok-1", input=("prompts",), output="completions")
+      >>> with build_pipeline(options):
       ...     pass  # leaving the block runs it
+      >>> read_completions("completions").column("status").to_pylist()
+      ['succeeded', 'succeeded']
 
     Args:
       options: the job.
@@ -109,6 +112,13 @@ class ReadPrompts(beam.PTransform):
     """The job's rows that are not done yet, as ``Questions`` elements.
 
     The graph holds the plan's address, not the plan: 100,000 chunks would not fit a job request.
+
+    Examples:
+      >>> from pipeline import GenerateOptions
+      >>> job = prepare_job(GenerateOptions(checkpoint="grok-1", input=("prompts",), output="own"))
+      >>> with beam.Pipeline(runner="FnApiRunner") as p:
+      ...     chunks = p | ReadPrompts(job) | RunInference(model_handler(job))
+      ...     _ = chunks | WriteCompletions(job)
     """
 
     def __init__(self, job: Job) -> None:
@@ -131,6 +141,13 @@ class WriteCompletions(beam.PTransform):
     """Commits each ``Answers`` as a part, then closes the output when all are there.
 
     Its output is the manifest, as one element.
+
+    Examples:
+      >>> from pipeline import GenerateOptions
+      >>> job = prepare_job(GenerateOptions(checkpoint="grok-1", input=("prompts",), output="own"))
+      >>> with beam.Pipeline(runner="FnApiRunner") as p:
+      ...     chunks = p | ReadPrompts(job) | RunInference(model_handler(job))
+      ...     rows = chunks | WriteCompletions(job) | beam.Map(lambda found: found["rows_out"])
     """
 
     def __init__(self, job: Job) -> None:

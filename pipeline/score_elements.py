@@ -9,6 +9,7 @@ from model import evaluation
 from model.engine.scoring import Score, ScoreOutput, ScoreRequest
 from pipeline.counts import Counts
 from pipeline.questions import Answers, Ask, Questions
+from pipeline.results import add_score
 from schemas.completion import OutputRows
 from schemas.error import RowError
 from schemas.score import COLUMNS
@@ -166,24 +167,8 @@ class ScoredChunk(Answers):
             for index, (found, size, cached) in enumerate(
                 zip(answer.scores, pieces.text_bytes, answer.cached_tokens, strict=True)
             ):
-                rows.add(
-                    row,
-                    row_uid,
-                    continuation_index=index,
-                    logprob=found.logprob,
-                    is_greedy=found.is_greedy,
-                    token_ids=found.token_ids,
-                    token_logprobs=found.token_logprobs,
-                    logprobs=found.logprobs,
-                    perplexity=evaluation.perplexity(found.logprob, len(found.token_ids)),
-                    text_bytes=size,
-                    byte_perplexity=None
-                    if size is None
-                    else evaluation.perplexity(found.logprob, size),
-                    context_tokens=len(pieces.pairs[index][0]),
-                    continuation_tokens=len(found.token_ids),
-                    cached_tokens=cached,
-                )
+                context = len(pieces.pairs[index][0])
+                add_score(rows, row, row_uid, index, found, context, cached, size)
         return rows
 
 

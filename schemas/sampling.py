@@ -33,6 +33,15 @@ ALIASES: dict[str, str] = {
 class SamplingParams:
     """How to continue a prompt. Immutable; every value has been checked.
 
+    Examples:
+      >>> params = SamplingParams(temperature=0.7, max_tokens=256, stop=["Q:"])
+      >>> params.override({"temperature": 0, "seed": None}).greedy
+      True
+      >>> SamplingParams(top_p=2)
+      Traceback (most recent call last):
+        ...
+      schemas.checks.InvalidParameter: top_p must be above 0 and at most 1, got 2
+
     Attributes:
       n: completions of one prompt, each drawn on its own.
       temperature: divides the logits; 0 takes the most likely token (greedy).

@@ -53,6 +53,14 @@ class Asking(abc.ABC):
     ) -> list[RequestOutput]:
         """Completes prompts, given as text or as token ids, and waits.
 
+        Examples:
+          >>> from model.engine.engine import Engine
+          >>> params = SamplingParams(max_tokens=4, ignore_eos=True)
+          >>> with Engine.from_checkpoint("grok-1") as engine:
+          ...     [output] = engine.generate(["import "], params)
+          >>> output.outputs[0].finish_reason, len(output.outputs[0].token_ids)
+          ('length', 4)
+
         Args:
           prompts: what to complete; a lone text is one prompt.
           params: for all, or one for each; by default vLLM's defaults.

@@ -32,7 +32,7 @@ def test_own_parquet_to_completions(talking, tmp_path):
     assert told.startswith("4 of 4 rows completed")
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["prompt"] for row in rows] == TEXTS
-    assert all(row["completion"] for row in rows)
+    assert all(row["text"] for row in rows)
 
 
 def test_inside_a_pipeline_of_ones_own(talking, tmp_path):
