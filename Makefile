@@ -20,7 +20,7 @@ $(VENV)/.made:
 $(VENV)/.runtime: requirements.lock pyproject.toml setup.py | $(VENV)/.made
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	-$(BIN)/python -m model.kernels.cpu.library
+	$(BIN)/python -m model.kernels.cpu.library
 	touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime

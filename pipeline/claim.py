@@ -84,11 +84,14 @@ def claim(job: "Job", planned: Sequence[plan.PlannedFile]) -> str:
                 )
             if folder.create(JOB, data):
                 return str(record["run_id"])
-        return _same_run(folder, record, planned)
+        return _same_run(folder, record, planned, options.extend)
 
 
 def _same_run(
-    folder: Folder, record: Mapping[str, Any], planned: Sequence[plan.PlannedFile]
+    folder: Folder,
+    record: Mapping[str, Any],
+    planned: Sequence[plan.PlannedFile],
+    extend: bool,
 ) -> str:
     remedy = "choose another --output folder, or start anew with --overwrite"
     try:
@@ -109,9 +112,14 @@ def _same_run(
             f"there, {_told(new.get(differ[0]))} now{more}; {remedy}"
         )
     if old_input["digest"] != record["input"]["digest"]:
+        before = plan.read_files(folder)
+        if extend and [f.content for f in before] == [f.content for f in planned[: len(before)]]:
+            grown = {**there, "input": record["input"]}
+            folder.replace(JOB, (json.dumps(grown, indent=1) + "\n").encode())
+            return run_id
         raise SetupError(
             f"{_shown(folder)} holds a run over another input: "
-            f"{_difference(plan.read_files(folder), planned)}; {remedy}"
+            f"{_difference(before, planned)}; {remedy}"
         )
     return run_id
 
@@ -123,7 +131,7 @@ def _difference(old: Sequence[plan.PlannedFile], new: Sequence[plan.PlannedFile]
         if path not in after:
             return f"file {path!r} is gone"
         if path not in before:
-            return f"file {path!r} is new"
+            return f"file {path!r} is new, which --extend would take"
         if before[path] != after[path]:
             return f"file {path!r} has changed"
     return "its files have changed"

@@ -1,34 +1,40 @@
 """The input as a job takes it: its files, those that cannot be read marked, and their schema."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Sequence
 
 import pyarrow as pa
 
+from model.checkpoint import files
 from pipeline import building, plan, shards, tasks
 from pipeline.claim import writing
 from pipeline.options import JobOptions
 from pipeline.shards import Shard
 from pipeline.storage import Folder
 from pipeline.unify import unify
-from schemas.error import RowError, SetupError
+from schemas.error import SetupError
 
 
 def read_inputs(
-    options: JobOptions, left_out: Mapping[str, RowError]
+    options: JobOptions, former: Sequence[plan.PlannedFile]
 ) -> tuple[pa.Schema, list[Shard]]:
     """Lists the input's files, reads their footers and fixes the schema of their rows.
 
     Args:
       options: the job.
-      left_out: path of a file -> why it is not to be read.
+      former: the files of the plan that lies in the output folder. What it leaves out is left out
+        again, and its files come first: the parts that are there are numbered after them.
 
     Returns:
       The schema, and all files; those with a fault have no rows in the job.
 
     Raises:
-      SetupError: no file can be read, or one cannot and the job is ``strict``.
+      SetupError: no file can be read, or one cannot and the job is ``strict``; or added files would
+        change what the parts hold that are there.
     """
+    place = {file.path: file.index for file in former}
+    left_out = {file.path: file.fault for file in former if file.fault is not None}
     listed = shards.list_inputs(options.input, options.input_root, options.output)
+    listed.sort(key=lambda file: place.get(file.path, len(place)))
     read = shards.read_footers([file for file in listed if file.path not in left_out])
     found = {shard.file.path: shard for shard in read}
     schema, shards_ = unify(
@@ -41,7 +47,27 @@ def read_inputs(
         stops = "; --strict stops here" if options.strict else ""
         raise SetupError(f"{many if len(faults) > 1 else ''}{faults[0].sentence()}{stops}")
     assert schema is not None
+    if options.extend and former:
+        _check_extension(schema, shards_, place, options)
     return schema, shards_
+
+
+def _check_extension(
+    schema: pa.Schema, shards_: Sequence[Shard], former: Container[str], options: JobOptions
+) -> None:
+    """Raises SetupError if files beyond the former ones changed the schema of all rows."""
+    known, _ = unify(
+        [shard for shard in shards_ if shard.file.path in former],
+        lambda schema: _fits(schema, options),
+    )
+    if known is None or known == schema:
+        return
+    field = next(field for field in schema if field not in list(known))
+    there = "no such column" if field.name not in known.names else known.field(field.name).type
+    raise SetupError(
+        f"--extend: the files added have a column {field.name!r} of {field.type}, but the run in "
+        f"{files.redact(options.output)} has {there}; choose another --output folder for them"
+    )
 
 
 def _fits(schema: pa.Schema, options: JobOptions) -> bool:
@@ -55,13 +81,12 @@ def _fits(schema: pa.Schema, options: JobOptions) -> bool:
     return True
 
 
-def former_faults(output: str) -> dict[str, RowError]:
-    """Path -> why the plan that lies in an output folder leaves the file out.
+def former_files(output: str) -> list[plan.PlannedFile]:
+    """The files of the plan that lies in an output folder.
 
-    A job that goes on leaves it out again, whatever became of it since: what is done has been done
-    without its rows.
+    A job that goes on leaves out again what that leaves out, whatever became of it since: what is
+    done has been done without its rows.
     """
     folder = Folder(output)
     with writing(folder):
-        planned = plan.read_files(folder)
-    return {file.path: file.fault for file in planned if file.fault is not None}
+        return plan.read_files(folder)

@@ -114,6 +114,7 @@ class JobOptions:
       dedupe: whether rows that ask the same in a chunk are computed once; changes no result.
       strict: stop at the first file that cannot be read or row that has an error.
       overwrite: discard what the output folder holds of another job.
+      extend: take files added since the output folder's run was started, after all others.
       allow_errors: share of rows that may be errored in a run that counts as a success.
       allow_file_errors: whether a run counts as a success in which files could not be read.
       limits: what this start may take.
@@ -143,6 +144,7 @@ class JobOptions:
     dedupe: bool = True
     strict: bool = False
     overwrite: bool = False
+    extend: bool = False
     allow_errors: float = 0.0
     allow_file_errors: bool = False
     limits: Limits = dataclasses.field(default_factory=Limits)
@@ -164,6 +166,9 @@ class JobOptions:
         for name, value in (("--chunk-rows", self.chunk_rows), ("--limit", self.limit)):
             if value is not None and (type(value) is not int or value < 1):
                 raise SetupError(f"{name} must be a positive integer, got {value!r}")
+        for name, other in (("--overwrite", self.overwrite), ("--limit", self.limit)):
+            if self.extend and other:
+                raise SetupError(f"--extend and {name} contradict each other; leave one out")
         if type(self.run_seed) is not int or not -(2**63) <= self.run_seed < 2**63:
             raise SetupError(f"--run-seed must be a 64-bit integer, got {self.run_seed!r}")
         if not 0 <= self.allow_errors <= 1:

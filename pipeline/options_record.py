@@ -11,7 +11,7 @@ from schemas.error import SetupError
 from schemas.sampling import SamplingParams
 
 _PATHS = ("checkpoint", "tokenizer", "input_root")
-_PASSING = ("output", "overwrite", "strict", "limits")
+_PASSING = ("output", "overwrite", "extend", "strict", "limits")
 """Of one start of the job, not of the job."""
 
 

@@ -6,7 +6,7 @@ The machine that does this needs no accelerator and imports neither Beam nor JAX
 import dataclasses
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,12 +20,12 @@ from pipeline import budget, building, plan, tasks
 from pipeline.building import Recipe
 from pipeline.claim import RESULTS, SUCCESS, claim, writing
 from pipeline.counts import read_counts
-from pipeline.inputs import former_faults, read_inputs
+from pipeline.inputs import former_files, read_inputs
 from pipeline.options import JobOptions
 from pipeline.storage import Folder
 from schemas.columns import Roles
 from schemas.completion import OutputSchema, output_schema
-from schemas.error import RowError, SetupError
+from schemas.error import SetupError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,8 @@ def prepare_job(options: JobOptions) -> Job:
     Raises:
       SetupError: one sentence with what is wrong, where, and what to do.
     """
-    left_out = {} if options.overwrite else former_faults(options.output)
-    job, planned, chunks = check_job(options, left_out)
+    former = [] if options.overwrite else former_files(options.output)
+    job, planned, chunks = check_job(options, former)
     run_id = claim(job, planned)
     folder = job.folder
     with writing(folder):
@@ -122,13 +122,13 @@ def _tokens(folder: Folder, chunks: Sequence[plan.Chunk]) -> int:
 
 
 def check_job(
-    options: JobOptions, left_out: Mapping[str, RowError] | None = None
+    options: JobOptions, former: Sequence[plan.PlannedFile] = ()
 ) -> tuple[Job, list[plan.PlannedFile], list[plan.Chunk]]:
     """Checks all of a set-up but its output folder, and writes nothing.
 
     Args:
       options: the job.
-      left_out: path of an input file -> why it is not to be read.
+      former: the files of the plan that lies in the output folder.
 
     Returns:
       The job, not yet any run's; the input's files; its chunks.
@@ -137,7 +137,7 @@ def check_job(
       SetupError: one sentence with what is wrong, where, and what to do.
     """
     building.check(options.prompting)
-    schema, shards = read_inputs(options, left_out or {})
+    schema, shards = read_inputs(options, former)
     task = tasks.of(options)
     recipe = building.with_examples(building.make_recipe(options, schema))
     roles = task.resolve(

@@ -25,7 +25,7 @@ from pipeline.commit import NotConserved, rewrite
 from pipeline.counts import Counts, read_counts
 from pipeline.finalize import finalize
 from pipeline.handler import NAMESPACE
-from pipeline.inputs import former_faults
+from pipeline.inputs import former_files
 from pipeline.job import begin, counters_of, model_handler
 from pipeline.options import JobOptions
 from pipeline.plan import Chunk, PlannedFile, Span
@@ -69,7 +69,7 @@ def prepare(options: JobOptions, codes: Collection[str], unread: Collection[str]
       SetupError: its settings or its other files have changed, or it has not finished.
     """
     folder = Folder(options.output)
-    job, found, _ = check_job(options, former_faults(options.output))
+    job, found, _ = check_job(options, former_files(options.output))
     before = {file.path: file for file in plan.read_files(folder)}
     as_planned, mended = [], {}
     for file in found:

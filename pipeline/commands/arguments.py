@@ -123,6 +123,7 @@ def add_run(parser: argparse.ArgumentParser, over_length: Sequence[str], meaning
     )
     add("--strict", action="store_true", help="stop at the first errored file or row")
     add("--overwrite", action="store_true", help="discard another run in the output folder")
+    add("--extend", action="store_true", help="take files added since that run was started, too")
     return group
 
 
@@ -185,6 +186,7 @@ def job_options(given: argparse.Namespace) -> dict[str, Any]:
         "dedupe",
         "strict",
         "overwrite",
+        "extend",
         "allow_errors",
         "allow_file_errors",
     )

@@ -1,6 +1,8 @@
 """The main job as users run it."""
 
 import json
+import pathlib
+import re
 
 import duckdb
 import pandas as pd
@@ -116,6 +118,12 @@ def test_any_reader_sees_one_dataset_in_input_order(generate, several):
     assert counted["succeeded"][1] == outcome.manifest["completion_tokens"]
     nested = f"SELECT len(token_ids) FROM '{glob}' WHERE status = 'succeeded'"
     assert {n for (n,) in duckdb.sql(nested).fetchall()} <= {1, 2, 3}
+    [query] = re.findall(
+        r'duckdb -c "(.*)"', (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    )
+    shown = duckdb.sql(query.replace("completions/", f"{outcome.folder}/")).fetchall()
+    texts = [(r["prompt"], r["text"]) for r in outcome.rows if r["status"] == "succeeded"]
+    assert shown == texts
     assert pa.dataset.dataset(str(outcome.folder)).to_table().num_rows == 13
     assert pipeline.read_completions(str(outcome.folder)).column("prompt").to_pylist() == prompts
 

@@ -1,6 +1,7 @@
 """Started again, the same command does only what is missing."""
 
 import os
+import re
 
 import pytest
 
@@ -112,6 +113,63 @@ def test_the_output_may_lie_inside_the_input(generate, tmp_path):
     assert len(first.rows) == 10
     again = generate(*FLAGS, output=inside)
     assert (again.code, again.parts) == (0, first.parts)
+
+
+def test_files_added_since_are_taken(generate, tmp_path):
+    """Though the new file's name sorts first, what is there is left as it is."""
+    first = generate(*FLAGS, table=TABLE)
+    before, rows = written(first), first.rows
+    write(tmp_path / "in" / "0.parquet", {"prompt": ["class A:", None], "max_tokens": [2, 2]})
+    extended = generate(*FLAGS, "--extend")
+    assert extended.code == 3
+    assert extended.rows[:10] == rows
+    assert [row["prompt"] for row in extended.rows[10:]] == ["class A:", None]
+    after = written(extended)
+    assert len(after) == len(before) + 1
+    assert before.items() <= after.items()
+    assert extended.manifest["rows_in"] == 12
+    # From now on they belong to the run.
+    again = generate(*FLAGS)
+    assert (again.code, written(again)) == (3, after)
+    assert generate(*FLAGS, "--extend").parts == extended.parts
+
+
+def test_an_extension_is_resumed_like_any_run(generate, tmp_path):
+    first = generate(*FLAGS, table=TABLE)
+    write(tmp_path / "in" / "0.parquet", {"prompt": ["x = [" for _ in range(7)]})
+    extended = generate(*FLAGS, "--extend")
+    before, rows = written(extended), extended.rows
+    for name in (extended.parts[0], extended.parts[-1]):
+        (first.folder / name).unlink()
+    again = generate(*FLAGS)
+    assert (again.code, again.rows) == (0, rows)
+    assert written(again).keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ({"prompt": ["x"], "label": [1]}, "a column 'label' of int64, but the run in .* no such"),
+        ({"prompt": ["x"], "max_tokens": [1.5]}, "'max_tokens' of double, but .* has int64"),
+    ],
+)
+def test_files_of_other_columns_extend_nothing(generate, tmp_path, added, told):
+    first = generate(*FLAGS, table=TABLE)
+    before = written(first)
+    write(tmp_path / "in" / "b.parquet", added)
+    other = generate(*FLAGS, "--extend")
+    assert other.code == 2
+    assert re.search(told, other.sentence())
+    assert written(other) == before
+
+
+def test_an_extension_leaves_the_files_there_as_they_are(generate, tmp_path):
+    generate(*FLAGS, table=TABLE)
+    write(tmp_path / "in" / "a.parquet", {**TABLE, "prompt": ["y"] * 10})
+    assert "has changed" in generate(*FLAGS, "--extend").sentence()
+    for flag in (["--overwrite"], ["--limit", 3]):
+        told = generate(*FLAGS, "--extend", *flag).sentence()
+        assert told.startswith(f"--extend and {flag[0]} contradict each other")
 
 
 def test_a_changed_input_is_refused_and_named(generate, tmp_path):

@@ -21,6 +21,7 @@ class Truth:
     gap: list[np.ndarray]
     logprob: list[np.ndarray]
     full: list[np.ndarray]
+    last: np.ndarray
 
     def flat(self, name: str) -> np.ndarray:
         return np.concatenate(getattr(self, name))
@@ -37,6 +38,7 @@ def truth(name: str) -> Truth:
         gap=split["gap"],
         logprob=split["logprob"],
         full=[data["full0"], data["full1"]],
+        last=data["last_logits"],
     )
 
 

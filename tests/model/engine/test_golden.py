@@ -21,7 +21,7 @@ from model.numerics import MODES
 from model.placement import load_params
 from model.sharding import make_mesh
 from model.transformer import final_hidden, forward, head, tiled
-from schemas.sampling import SamplingParams
+from schemas.sampling import MAX_LOGPROBS, SamplingParams
 from tests.model import reference
 from tests.model.engine.conftest import GOLDEN, greedy, truth
 
@@ -45,6 +45,47 @@ def test_float32_is_exact(engines):
     for found, want, gap in zip(top1, exact.top1, exact.gap, strict=True):
         clear = gap[:-1] > 1e-3
         assert (np.array(found)[clear] == want[:-1][clear]).all()
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def assert_likeliest(details, want):
+    """The likeliest tokens at each position are those of the logits, as likely as they say."""
+    for token, row in zip(details, log_softmax(want), strict=True):
+        np.testing.assert_allclose(
+            token.top_logprobs, row[list(token.top_token_ids)], rtol=1e-4, atol=1e-4
+        )
+        left_out = np.delete(row, token.top_token_ids).max()
+        assert min(token.top_logprobs) > left_out - 1e-4
+
+
+def test_the_likeliest_tokens_of_each_position(engines):
+    """The logits of whole sequences, through the engine's prefill and its score step."""
+    exact = truth("exact")
+    params = SamplingParams(max_tokens=1, prompt_logprobs=MAX_LOGPROBS)
+    outputs = engines(numerics="float32").generate(exact.sequences[:2], params)
+    for output, want in zip(outputs, exact.full, strict=True):
+        assert_likeliest(output.prompt_logprobs[1:], want[:-1])
+
+
+def test_the_likeliest_next_tokens(engines):
+    """The logits after each sequence, through prefill, cache and a decode step."""
+    exact = truth("exact")
+    params = SamplingParams(max_tokens=1, logprobs=MAX_LOGPROBS, ignore_eos=True)
+    outputs = engines(numerics="float32").generate(exact.sequences, params)
+    assert_likeliest([output.outputs[0].logprobs[0] for output in outputs], exact.last)
+
+
+def test_every_token_that_may_follow(engines):
+    """All V log-probabilities after a sequence, as scores of one token each."""
+    exact, engine = truth("exact"), engines(numerics="float32")
+    sequence, vocabulary = exact.sequences[1], engine.config.vocab_size
+    outputs = engine.score([(sequence, [token]) for token in range(vocabulary)])
+    found = [output.scores[0].logprob for output in outputs]
+    np.testing.assert_allclose(found, log_softmax(exact.last[1]), rtol=1e-4, atol=1e-4)
 
 
 def test_bf16_is_no_farther_from_exact_than_the_reference(engines):
