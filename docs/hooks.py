@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import re
 
-from pipeline.cli import _parser
+from pipeline.cli import make_parser
 from schemas.error import REMEDIES, ErrorCode
 from schemas.sampling import SamplingParams
 
@@ -17,7 +17,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def commands() -> str:
     """Every command's own help."""
-    parser = _parser()
+    parser = make_parser()
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     pages = []
     for name, command in subparsers.choices.items():

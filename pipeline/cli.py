@@ -28,6 +28,7 @@ _COMMANDS = (
     "convert",
     "synth",
     "fit",
+    "completion",
 )
 
 _EPILOG = """\
@@ -47,7 +48,7 @@ class Failed(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code, after one sentence on stderr for any fault."""
-    parser = _parser()
+    parser = make_parser()
     given, others = parser.parse_known_args(arguments)
     if not hasattr(given, "run"):
         parser.print_help()
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fault(error, FAILED, given.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="grok1",
         description="Batch generation with Grok-1: prompts in Parquet, completions in Parquet.",
