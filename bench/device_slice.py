@@ -23,7 +23,7 @@ from model.engine.programs import Plan, abstract_cache, abstract_tables, steps
 from model.engine.request import Request
 from model.engine.scheduler import Scheduler
 from model.engine.state import SlotState, empty_slots
-from model.engine.tables import empty_tables
+from model.engine.tables import empty_masks, empty_tables
 from model.layout import abstract_params, choose_layout
 from model.numerics import MODES
 from model.sharding import make_mesh
@@ -77,9 +77,10 @@ class DeviceSlice:
         """Seconds of one decode step of all rows, at the end of a context."""
         run = steps(plan)["decode"].lower(plan.mesh).compile()
         cache, state, tables = _cache(plan), _running(plan, context, rounds), _tables(plan)
+        masks = jnp.asarray(empty_masks(plan.shapes.slots, plan.config.vocab_size))
 
         def once(carried):
-            cache, state, tables, _ = run(self.params, *carried)
+            cache, state, tables, _ = run(self.params, *carried, masks)
             return cache, state, tables
 
         return _seconds(once, (cache, state, tables), rounds) / plan.shapes.steps

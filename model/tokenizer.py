@@ -72,6 +72,7 @@ class Tokenizer:
             bytes([int(piece[3:5], 16)]) if is_byte[i] else piece.replace(_SPACE, " ").encode()
             for i, piece in enumerate(pieces)
         ]
+        self._by_byte = {self._bytes[i]: i for i in self._byte_ids}
         self._spaced = frozenset(i for i, piece in enumerate(pieces) if piece.startswith(_SPACE))
         self._strips_one, self._strips_all = self._leading_space(pieces)
         # A look through all pieces takes milliseconds, and prompts end alike.
@@ -123,6 +124,41 @@ class Tokenizer:
         threads = 1 if len(texts) < 2 else -1
         encoded = self._processor.encode(list(texts), out_type=int, num_threads=threads)
         return [[self.bos_id, *ids] for ids in encoded] if bos else encoded
+
+    def encode_inside(self, text: str) -> list[int]:
+        """The ids of a text that stands behind another: without the space that ``encode`` adds.
+
+        Raises:
+          ValueError: the text holds a lone surrogate.
+        """
+        for before in ("\n", "="):
+            lead, ids = self.encode_batch([before, before + text])
+            if ids[: len(lead)] == lead:
+                return ids[len(lead) :]
+        # The text begins with what a piece joins to either.
+        first = [self.byte_id(bytes([byte])) for byte in text[0].encode()]
+        unknown = [self.unk_id if i is None else i for i in first]
+        return [*unknown, *self.encode_inside(text[1:])]
+
+    def byte_id(self, byte: bytes) -> int | None:
+        """The id of the piece that stands for one byte, where the model has such."""
+        return self._by_byte.get(byte)
+
+    def token_bytes(self) -> list[bytes]:
+        """By id: the bytes that a token stands for; of special tokens, their names'."""
+        return [
+            self._names[i].encode() if i in self.special_ids else data
+            for i, data in enumerate(self._bytes)
+        ]
+
+    def begins_text(self, ids: Sequence[int]) -> bool:
+        """Whether no text stands in ``ids`` yet, so that a first space would be dropped."""
+        return self._strips_one and self.stream(ids).at_start
+
+    @property
+    def spaced_ids(self) -> frozenset[int]:
+        """Ids of tokens that begin with the space which is dropped at the beginning of a text."""
+        return self._spaced
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; a byte that belongs to no character becomes U+FFFD.
@@ -222,6 +258,11 @@ class StreamDecoder:
         self._held = self._unfinished(prompt_ids[-3:])
         # Bytes of the prompt among those held: left out, unless they become a character.
         self._owed = len(self._held)
+
+    @property
+    def at_start(self) -> bool:
+        """Whether no text has come yet."""
+        return self._at_start
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that is certain once these tokens have come.

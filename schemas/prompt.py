@@ -20,8 +20,9 @@ from schemas.columns import (
 )
 from schemas.error import ErrorCode, RowError, SetupError
 from schemas.sampling import ALIASES, PARAM_NAMES, InvalidParameter, SamplingParams
+from schemas.structured import SHORTHANDS
 
-ROLES = ("prompt", "prompt_token_ids", "custom_id", *PARAM_NAMES, *ALIASES)
+ROLES = ("prompt", "prompt_token_ids", "custom_id", *PARAM_NAMES, *ALIASES, *SHORTHANDS)
 """What a column can be; a column of such a name plays that role unless the user says otherwise."""
 
 _KNOWN = "prompt, prompt_token_ids, custom_id or a sampling parameter"
@@ -166,13 +167,17 @@ def _check_type(role: str, field: pa.Field) -> None:
         ok, want = is_text(kind), "strings"
     elif role in ("prompt_token_ids", "stop_token_ids", "allowed_token_ids"):
         ok, want = is_token_ids(kind), "lists of integers"
-    elif role in ("stop", "bad_words"):
+    elif role in ("stop", "bad_words", "guided_choice"):
         ok = is_text(kind) or (item is not None and (is_text(item) or item == pa.null()))
         want = "strings or lists of strings"
     elif role == "logit_bias":
         ok = pa.types.is_map(kind) or pa.types.is_struct(kind) or is_text(kind)
         want = "maps from token ids to numbers, structs, or JSON objects as strings"
-    elif role == "repetition_detection":
+    elif role in ("guided_json", "guided_regex", "guided_grammar"):
+        ok, want = is_text(kind), "strings"
+    elif role == "guided_json_object":
+        ok, want = pa.types.is_boolean(kind), "booleans"
+    elif role in ("repetition_detection", "structured_outputs"):
         ok = pa.types.is_struct(kind) or is_text(kind)
         want = "structs, or JSON objects as strings"
     elif isinstance(getattr(SamplingParams(), role), bool):

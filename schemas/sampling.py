@@ -7,6 +7,7 @@ from typing import Any
 from schemas import checks
 from schemas.checks import InvalidParameter
 from schemas.repetition import RepetitionDetection, repetition
+from schemas.structured import SHORTHANDS, StructuredOutputs, structured
 
 MAX_LOGPROBS = 20
 """Most top log-probabilities a token may ask for (vLLM's default bound)."""
@@ -66,6 +67,7 @@ class SamplingParams:
       logprobs: per token, its log-probability and those of this many likeliest tokens.
       prompt_logprobs: the same for the prompt's tokens.
       repetition_detection: when the completion is caught in a loop and ends; None for never.
+      structured_outputs: what the text must look like; None for anything.
       skip_special_tokens: leave special tokens out of the text (never out of ``token_ids``).
 
     Raises:
@@ -93,6 +95,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     repetition_detection: RepetitionDetection | None = None
+    structured_outputs: StructuredOutputs | None = None
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
@@ -146,6 +149,10 @@ class SamplingParams:
           InvalidParameter: a value is out of bounds, or a name is unknown.
         """
         given = {ALIASES.get(name, name): v for name, v in values.items() if v is not None}
+        for name in [name for name in given if name in SHORTHANDS]:
+            if "structured_outputs" in given:
+                raise InvalidParameter(name, "must be the only constraint of its row")
+            given["structured_outputs"] = structured(name, {SHORTHANDS[name]: given.pop(name)})
         for name in given:
             if name not in _CHECKS:
                 raise InvalidParameter(name, "is no sampling parameter")
@@ -185,6 +192,7 @@ _CHECKS: dict[str, checks.Check] = {
     "logprobs": checks.integer(0, MAX_LOGPROBS, optional=True),
     "prompt_logprobs": checks.integer(0, MAX_LOGPROBS, optional=True),
     "repetition_detection": repetition,
+    "structured_outputs": structured,
     "skip_special_tokens": checks.boolean,
 }
 

@@ -1,16 +1,37 @@
-"""What is to run as the arrays of a step: prompts, and rows of the tables. NumPy only."""
+"""What is to run as the arguments of a step: prompts, and rows of the tables. NumPy only."""
 
 import numpy as np
 
 from model.attention import Queries
-from model.engine.programs import empty_prompts, no_asks
 from model.engine.rules import Rules
 from model.engine.score import Asks
 from model.engine.sequence import Segment, Sequence
 from model.engine.shapes import Shapes
 from model.engine.state import STOP_IDS, SlotState, set_knobs
-from model.engine.tables import TableRows
+from model.engine.tables import TableRows, empty_rows
+from model.paged_cache import Place
 from model.transformer import TokenRows
+
+
+def empty_prompts(shapes: Shapes) -> tuple[TokenRows, Queries]:
+    """A prefill step's arguments, as NumPy arrays, that run nothing."""
+    tokens, blocks, size = shapes.prefill_rows, shapes.prefill_blocks, shapes.block_size
+    zeros = np.zeros(tokens, np.int32)
+    rows = TokenRows(
+        tokens=zeros.copy(),
+        positions=zeros.copy(),
+        place=Place(zeros.copy(), zeros.copy()),
+        live=np.zeros(tokens, bool),
+        tiles=np.int32(0),
+    )
+    queries = Queries(
+        rows=np.full((blocks, size), tokens, np.int32),
+        inverse=np.full(tokens, blocks * size, np.int32),
+        positions=np.full((blocks, size), -1, np.int32),
+        pages=np.zeros((blocks, shapes.sequence_pages), np.int32),
+        blocks=np.int32(0),
+    )
+    return rows, queries
 
 
 def pack(segments: list[Segment], shapes: Shapes) -> tuple[TokenRows, Queries]:
@@ -42,6 +63,12 @@ def pack(segments: list[Segment], shapes: Shapes) -> tuple[TokenRows, Queries]:
     return rows, Queries(queries.rows, queries.inverse, queries.positions, queries.pages, blocks)
 
 
+def no_asks(shapes: Shapes) -> Asks:
+    """The score step's questions, as NumPy arrays, that ask nothing: A = T."""
+    zeros = np.zeros(shapes.prefill_rows, np.int32)
+    return Asks(rows=zeros, targets=zeros.copy(), wanted=zeros - 1, tiles=np.int32(0))
+
+
 def ask(segments: list[Segment], shapes: Shapes) -> Asks:
     """What segments ask about the rows that ``pack`` lays out, in order."""
     asks = no_asks(shapes)
@@ -58,6 +85,11 @@ def ask(segments: list[Segment], shapes: Shapes) -> Asks:
     return Asks(asks.rows, asks.targets, asks.wanted, np.int32(-(-used // shapes.score_tile_rows)))
 
 
+def no_rows(shapes: Shapes, vocabulary: int) -> TableRows:
+    """The argument of ``fill_tables``, as NumPy arrays, that changes nothing."""
+    return empty_rows(shapes.slots, vocabulary, shapes.max_context)
+
+
 def table_rows(sequences: list[Sequence], rows: TableRows) -> None:
     """Writes what the tables are to hold of new sequences into rows that change nothing yet."""
     tables = rows.tables
@@ -67,8 +99,6 @@ def table_rows(sequences: list[Sequence], rows: TableRows) -> None:
         rows.slot[row] = sequence.slot
         if params.penalises:
             rows.prompt[row, : len(request.prompt_token_ids)] = request.prompt_token_ids
-        if rules.allowed is not None:
-            tables.allowed[row] = rules.allowed
         for column, (token_id, bias) in enumerate(params.logit_bias):
             tables.bias_ids[row, column] = token_id
             tables.biases[row, column] = bias
@@ -80,7 +110,7 @@ def table_rows(sequences: list[Sequence], rows: TableRows) -> None:
 
 
 def fill_slot(values: SlotState, sequence: Sequence, rules: Rules) -> None:
-    """Writes a new sequence's state into NumPy arrays."""
+    """Writes the state of a sequence that has drawn nothing into NumPy arrays."""
     slot, request = sequence.slot, sequence.request
     params = request.params
     values.alive[slot] = True

@@ -14,6 +14,8 @@ from model import evaluation
 from model.config import Grok1Config
 from model.engine.asking import Asking
 from model.engine.cache import shared_prefix_tokens
+from model.engine.compiled import CompiledSteps
+from model.engine.intake import Intake
 from model.engine.leaving import close_at_exit
 from model.engine.load import Progress, allocate, load
 from model.engine.loop import Loop
@@ -22,11 +24,11 @@ from model.engine.memory import OutOfMemory, is_out_of_memory, out_of_memory, te
 from model.engine.options import EngineOptions, EngineStats
 from model.engine.output import Finisher
 from model.engine.plan import provenance
-from model.engine.programs import CompiledSteps, Plan
+from model.engine.programs import Plan
 from model.engine.request import Request, RequestOutput
-from model.engine.rules import Unanswerable, resolve
+from model.engine.runner import Runner
 from model.engine.scoring import ScoreOutput, ScoreRequest, ScoreTicket, fault, open_score_ticket
-from model.engine.ticket import Sample, Ticket, open_ticket
+from model.engine.ticket import Sample, Ticket
 from model.layout import Layout
 from model.tokenizer import Tokenizer
 from model.transformer import Params
@@ -67,9 +69,13 @@ class Engine(Asking):
         self._load_seconds = load_seconds
         self._compiled = compiled
         self._options = options
-        self._loop = Loop(compiled, plan, params, *allocate(plan), options.row_deadline)
         self._inbox: queue.SimpleQueue[Ticket | ScoreTicket | Sample | None] = queue.SimpleQueue()
-        self._finisher = self._loop.finisher = Finisher(tokenizer, self._inbox.put)
+        self._finisher = Finisher(tokenizer, self._inbox.put)
+        runner = Runner(compiled, plan, params, *allocate(plan))
+        self._loop = Loop(runner, plan, self._finisher, options.row_deadline)
+        self._intake = Intake(
+            self.config, self.max_context, tokenizer, self._enqueue, compiled.foresee_steering
+        )
         self._open: set[Ticket | ScoreTicket] = set()
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
@@ -126,17 +132,7 @@ class Engine(Asking):
         Raises:
           EngineClosed: it takes no more.
         """
-        try:
-            rules = resolve(request, self.config, self.max_context, self.tokenizer)
-        except Unanswerable as found:
-            answer: Future[RequestOutput] = Future()
-            answer.set_result(
-                RequestOutput(prompt_token_ids=request.prompt_token_ids, error=found.error)
-            )
-            return answer
-        ticket = open_ticket(request, rules, cached_tokens)
-        self._enqueue(ticket)
-        return ticket.future
+        return self._intake.submit(request, cached_tokens)
 
     def submit_all(self, requests: Sequence[Request]) -> list[Future[RequestOutput]]:
         """Queues requests that belong together, those with like beginnings one after another.
@@ -230,6 +226,7 @@ class Engine(Asking):
           abandon: answer nothing more: what is under way raises ``EngineClosed``.
         """
         self._abandoned |= abandon
+        self._intake.close()
         self._inbox.put(None)
         self._thread.join()
 

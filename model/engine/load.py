@@ -11,10 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.config import Grok1Config
 from model.engine.compile_cache import CompileCache
+from model.engine.compiled import CompiledSteps
 from model.engine.memory import telling
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
-from model.engine.programs import CompiledSteps, Plan, abstract_cache, abstract_tables
+from model.engine.programs import Plan, abstract_cache, abstract_tables
 from model.engine.state import SlotState, empty_slots
 from model.engine.tables import Tables, empty_tables
 from model.engine.tuning import Tuning, prepare_gpu

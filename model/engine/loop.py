@@ -1,64 +1,39 @@
 """The engine's turn: admit, prefill, decode, collect. One thread calls it; the devices run behind.
 
-A round is dispatched before the one before it is looked at, so the devices never wait for the host.
+A round of steps is dispatched before the one before it is looked at, so the devices never wait for
+the host. Where it has a say between two tokens, as for constrained sequences, a round is one step,
+and what that may draw is found out while its rows are run.
 The device ends sequences by itself at stop ids and ``max_tokens``; the host, which hears of it a
 round later, ends them at stop strings too, and drops what was drawn beyond.
 """
 
 import collections
-import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
-from model.engine.batch import ask, fill_slot, pack, table_rows
+from model.engine.batch import ask, fill_slot, no_rows, pack, table_rows
 from model.engine.cache import PagePool
+from model.engine.masks import Masker, NextMask
 from model.engine.output import Finisher
-from model.engine.programs import Plan, no_rows
-from model.engine.request import TokenLogprob
+from model.engine.programs import Plan
+from model.engine.request import detail
+from model.engine.rounds import Counters, Decoded, Ran, Scored
+from model.engine.rules import meet
+from model.engine.runner import Runner
 from model.engine.sampler import Draws
 from model.engine.scheduler import Scheduler
 from model.engine.score import Scores
 from model.engine.scoring import ScoreTicket
 from model.engine.sequence import Admission, Segment, Sequence
-from model.engine.state import STOP_IDS, SlotState, empty_slots
-from model.engine.step import Rounds
-from model.engine.tables import FILL_ROWS, Tables
+from model.engine.state import STOP_IDS, empty_slots
+from model.engine.tables import FILL_ROWS
 from model.engine.ticket import OVERDUE, End, Sample, Ticket
-from model.paged_cache import PagedCache
-from model.transformer import Params
+from schemas.error import RowError
 
 IN_FLIGHT = 2
 """Rounds on the device at once: one runs, one waits behind it."""
-
-
-@dataclasses.dataclass
-class Counters:
-    """What a loop has done; see ``EngineStats``."""
-
-    prefilled_tokens: int = 0
-    scored_tokens: int = 0
-    decode_rows: int = 0
-    decode_rows_used: int = 0
-    decode_rows_waiting: int = 0
-    decode_rows_wanted: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Decoded:
-    rounds: Rounds
-    owners: dict[int, Sequence]
-    waiting: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scored:
-    scores: Scores
-    segments: list[Segment]
 
 
 class Loop:
@@ -66,41 +41,36 @@ class Loop:
 
     Attributes:
       scheduler, counters: who runs next; what has been done.
-      finisher: gets what has ended; set before the first turn.
       beat: when the devices last gave something, or were first asked; monotonic.
     """
 
     def __init__(
-        self,
-        steps: Mapping[str, Callable[..., Any]],
-        plan: Plan,
-        params: Params,
-        cache: PagedCache,
-        state: SlotState,
-        tables: Tables,
-        row_deadline: float | None = None,
+        self, runner: Runner, plan: Plan, finisher: Finisher, row_deadline: float | None = None
     ) -> None:
-        """The device arrays are this one's from now on; a sample may take ``row_deadline`` s."""
+        """``runner`` is this one's alone; ``finisher`` answers what ends.
+
+        A sample may take ``row_deadline`` seconds.
+        """
         self._row_deadline = row_deadline
-        self._steps = steps
-        self._params, self._cache, self._state, self._tables = params, cache, state, tables
-        self._plan, self._shapes = plan, plan.shapes
-        self._eos_token = plan.config.eos_token
+        self._runner, self._finisher = runner, finisher
+        self._shapes, self._vocabulary = plan.shapes, plan.config.vocab_size
         self.scheduler = Scheduler(
             PagePool(plan.shapes.pages, plan.shapes.block_size), plan.shapes.slots, plan.mesh.size
         )
+        self._masker = Masker(self._vocabulary)
+        self._ran: Ran | None = None
         self._samples: dict[Sequence, Sample] = {}
         self._sequences: dict[Sample, Sequence] = {}
+        self._constrained: set[Sample] = set()
         self._stopped: set[int] = set()
-        self._in_flight: collections.deque[_Decoded | _Scored] = collections.deque()
+        self._in_flight: collections.deque[Decoded | Scored] = collections.deque()
         self.counters = Counters()
-        self.finisher: Finisher | None = None
         self.beat = time.monotonic()
 
     @property
     def idle(self) -> bool:
         """Whether nothing is queued, running or under way."""
-        return self.scheduler.idle and not self._in_flight
+        return self.scheduler.idle and not self._in_flight and self._ran is None
 
     def stop(self, sample: Sample) -> None:
         """Ends a sample that the host found complete."""
@@ -113,22 +83,28 @@ class Loop:
 
         Whoever still knows this object keeps no memory; it can do nothing more.
         """
-        with contextlib.suppress(Exception):
-            jax.block_until_ready((self._cache, self._state, self._tables))
+        self._masker.close()
+        self._runner.release()
         self._in_flight.clear()
-        del self._params, self._cache, self._state, self._tables
+        self._ran = None
 
     def turn(self) -> None:
         """Dispatches what there is to run, then collects the oldest results."""
         if self._row_deadline is not None:
             self._expire(time.monotonic() - self._row_deadline)
+        if self._ran is not None:
+            ran, self._ran = self._ran, None
+            self._draw_ran(ran)
         self.scheduler.admit()
         before = len(self._in_flight)
         admissions = self._prefill()
         if admissions or self._stopped:
             self._edit(admissions)
+        if self._constrained:
+            self._ran = self._run_ahead()
+            return
         if self._sequences:
-            self._decode()
+            self._round()
         busy = len(self._in_flight) > before
         while self._in_flight and (len(self._in_flight) >= IN_FLIGHT or not busy):
             self._collect(self._in_flight.popleft())
@@ -150,7 +126,7 @@ class Loop:
                 break
             round_ = scheduler.plan(shapes.prefill_rows, shapes.prefill_blocks)
             admissions += round_.admissions
-            self._copy(round_.copies)
+            self._runner.copy_pages(round_.copies)
             if round_.segments:
                 self._dispatch_prefill(round_.segments)
         return admissions
@@ -158,23 +134,14 @@ class Loop:
     def _dispatch_prefill(self, segments: list[Segment]) -> None:
         rows, queries = pack(segments, self._shapes)
         self.counters.prefilled_tokens += int(rows.live.sum())
-        if not segments[0].prompt.scored:
-            self._cache = self._steps["prefill"](self._params, self._cache, rows, queries)
-            return
-        self._cache, scores = self._steps["score"](
-            self._params, self._cache, rows, queries, ask(segments, self._shapes)
-        )
-        self._in_flight.append(_Scored(scores, segments))
-
-    def _copy(self, copies: list[tuple[int, int]]) -> None:
-        for start in range(0, len(copies), self._shapes.rows):
-            pairs = np.zeros((2, self._shapes.rows), np.int32)
-            some = copies[start : start + self._shapes.rows]
-            pairs[:, : len(some)] = np.transpose(some)
-            self._cache = self._steps["copy_pages"](self._cache, *pairs)
+        if segments[0].prompt.scored:
+            scores = self._runner.score(rows, queries, ask(segments, self._shapes))
+            self._in_flight.append(Scored(scores, segments))
+        else:
+            self._runner.prefill(rows, queries)
 
     def _edit(self, admissions: list[Admission]) -> None:
-        self._copy([a.copy for a in admissions if a.copy is not None])
+        self._runner.copy_pages([a.copy for a in admissions if a.copy is not None])
         changed = np.zeros(self._shapes.slots, bool)
         changed[list(self._stopped)] = True
         self._stopped.clear()
@@ -182,44 +149,74 @@ class Loop:
         for admission in admissions:
             sequence = admission.sequence
             changed[sequence.slot] = True
-            ticket: Ticket = sequence.prompt.ticket
-            fill_slot(values, sequence, ticket.rules)
-            asked = ticket.request.params.logprobs
-            sample = Sample(ticket, sequence.index, details=None if asked is None else [])
+            sample = Sample.of(sequence.prompt.ticket, sequence.index)
+            rules = sample.ticket.rules
+            fill_slot(values, sequence, rules)
             self._samples[sequence] = sample
             self._sequences[sample] = sequence
-        self._state = self._steps["edit_slots"](self._state, changed, values)
-        self._steer([a.sequence for a in admissions if a.sequence.prompt.ticket.rules.steers])
+            if rules.first_mask is not None:
+                self._runner.set_mask(sequence.slot, rules.first_mask)
+            if sample.matcher is not None:
+                self._constrained.add(sample)
+        self._runner.edit_slots(changed, values)
+        steered = [a.sequence for a in admissions if a.sequence.prompt.ticket.rules.steers]
+        for start in range(0, len(steered), FILL_ROWS):
+            rows = no_rows(self._shapes, self._vocabulary)
+            table_rows(steered[start : start + FILL_ROWS], rows)
+            self._runner.fill_tables(rows)
 
-    def _steer(self, sequences: list[Sequence]) -> None:
-        for start in range(0, len(sequences), FILL_ROWS):
-            rows = no_rows(self._plan)
-            table_rows(sequences[start : start + FILL_ROWS], rows)
-            self._tables = self._steps["fill_tables"](self._tables, rows)
-
-    def _decode(self) -> None:
+    def _round(self) -> None:
+        """Several steps, with nothing of the host between them."""
         owners = dict(self.scheduler.running)
-        self._cache, self._state, self._tables, rounds = self._steps["decode"](
-            self._params, self._cache, self._state, self._tables
-        )
-        self._in_flight.append(_Decoded(rounds, owners, self.scheduler.waiting > 0))
+        waiting = self.scheduler.waiting > 0
+        self._in_flight.append(Decoded(self._runner.decode(), owners, waiting))
 
-    def _collect(self, results: _Decoded | _Scored) -> None:
-        if isinstance(results, _Scored):
+    def _run_ahead(self) -> Ran:
+        return Ran(self._runner.run(), dict(self.scheduler.running), time.perf_counter())
+
+    def _draw_ran(self, ran: Ran) -> None:
+        """One step, whose rows have been run, once the host knows what may be drawn.
+
+        It looks at the tokens before these while the devices run these.
+        """
+        while self._in_flight:
+            self._collect(self._in_flight.popleft())
+
+        def running() -> bool:
+            return not ran.pending.slots.is_ready()
+
+        for made in self._masker.wait(running, ran.since, len(self._sequences)):
+            self._take(made)
+        ready = np.ones(self._shapes.slots, bool)
+        ready[[self._sequences[sample].slot for sample in self._masker.waiting]] = False
+        rounds = self._runner.draw(ran.pending, ready)
+        self._in_flight.append(Decoded(rounds, ran.owners, self.scheduler.waiting > 0))
+
+    def _take(self, made: NextMask) -> None:
+        """Gives a sample the mask that has been made for it, unless it has ended meanwhile."""
+        if sequence := self._sequences.get(made.sample):
+            if isinstance(made.mask, RowError):
+                self._finisher.fail(made.sample, made.mask)
+                self.stop(made.sample)
+            else:
+                allowed = made.sample.ticket.rules.allowed
+                self._runner.set_mask(sequence.slot, meet(made.mask, allowed))
+
+    def _collect(self, results: Decoded | Scored) -> None:
+        if isinstance(results, Scored):
             self._collect_scores(results)
         else:
             self._collect_tokens(results)
         self.beat = time.monotonic()
 
-    def _collect_scores(self, results: _Scored) -> None:
+    def _collect_scores(self, results: Scored) -> None:
         scores: Scores = jax.tree.map(np.asarray, results.scores)
-        assert self.finisher is not None
         at = 0
         for segment in results.segments:
             ticket: Ticket | ScoreTicket = segment.prompt.ticket
             wanted = segment.prompt.request.logprobs_wanted
             for _, _, sample in segment.asks:
-                fact = _detail(scores, at, wanted)
+                fact = detail(scores, at, wanted)
                 if isinstance(ticket, Ticket):
                     assert ticket.prompt_logprobs is not None
                     ticket.prompt_logprobs.append(fact)
@@ -228,9 +225,9 @@ class Loop:
                     self.counters.scored_tokens += 1
                 at += 1
             if isinstance(ticket, ScoreTicket) and segment.asks and ticket.missing == 0:
-                self.finisher.offer_scores(ticket)
+                self._finisher.offer_scores(ticket)
 
-    def _collect_tokens(self, results: _Decoded) -> None:
+    def _collect_tokens(self, results: Decoded) -> None:
         slots = np.asarray(results.rounds.slots)
         draws: Draws = jax.tree.map(np.asarray, results.rounds.draws)
         used = slots < self._shapes.slots
@@ -239,7 +236,8 @@ class Loop:
         if results.waiting:
             self.counters.decode_rows_waiting += int((~used).sum())
             self.counters.decode_rows_wanted += slots.size
-        touched: dict[Sample, Sequence] = {}
+        touched: dict[Sample, None] = {}
+        drew: list[Sample] = []
         # Python's own numbers, all at once: one by one they take longer than all else here.
         at = np.nonzero(used)
         drawn = (a[at].tolist() for a in (slots, draws.token, draws.logprob))
@@ -252,47 +250,28 @@ class Loop:
             sample.logprobs.append(logprob)
             if sample.details is not None:
                 wanted = sample.ticket.request.params.logprobs or 0
-                sample.details.append(_detail(draws, (k, row), wanted))
-            if end := self._end(sample):
+                sample.details.append(detail(draws, (k, row), wanted))
+            if end := sample.end():
                 touched.pop(sample, None)
                 self._finish(sequence)
                 self._offer(sample, end)
-            elif sample.ticket.request.params.watched:
-                touched[sample] = sequence
+                continue
+            if sample.ticket.request.params.watched:
+                touched[sample] = None
+            if sample.matcher is not None:
+                drew.append(sample)
+        self._masker.ask(drew)
         for sample in touched:
             self._offer(sample, None)
-
-    def _end(self, sample: Sample) -> End | None:
-        """Why the last token ended the sample, by the rule of the device's step."""
-        params, token = sample.ticket.request.params, sample.token_ids[-1]
-        count = len(sample.token_ids)
-        if count > params.min_tokens:  # the device lets none be drawn before
-            if token == self._eos_token and not params.ignore_eos:
-                return End("stop")
-            if token in params.stop_token_ids:
-                return End("stop", token)
-        return End("length") if count >= params.max_tokens else None
 
     def _finish(self, sequence: Sequence) -> None:
         sample = self._samples.pop(sequence)
         del self._sequences[sample]
+        self._constrained.discard(sample)
+        self._masker.waiting.discard(sample)
         self.scheduler.finish(sequence)
         if len(sample.ticket.rules.stop_ids) > STOP_IDS:
             self._stopped.add(sequence.slot)
 
     def _offer(self, sample: Sample, end: End | None) -> None:
-        assert self.finisher is not None
-        self.finisher.offer(sample, len(sample.token_ids), end)
-
-
-def _detail(facts: Draws | Scores, at: Any, wanted: int) -> TokenLogprob:
-    likeliest = ()
-    if wanted > 0:
-        likeliest = tuple(facts.top_tokens[at][:wanted].tolist())
-    return TokenLogprob(
-        token_id=int(facts.token[at]),
-        logprob=float(facts.logprob[at]),
-        rank=int(facts.rank[at]),
-        top_token_ids=likeliest,
-        top_logprobs=tuple(facts.top_logprobs[at][: len(likeliest)].tolist()),
-    )
+        self._finisher.offer(sample, len(sample.token_ids), end)

@@ -1,10 +1,7 @@
 """The steps as they are compiled for a mesh, whether its devices are present or described."""
 
 import dataclasses
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,23 +13,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model.attention import Queries
 from model.config import Grok1Config
 from model.engine import step
-from model.engine.compile_cache import CompileCache
-from model.engine.score import Asks
+from model.engine.batch import empty_prompts, no_asks, no_rows
 from model.engine.shapes import Shapes
 from model.engine.state import edit_slots, empty_slots
-from model.engine.tables import TableRows, Tables, empty_rows, empty_tables
-from model.engine.tuning import Tuning
+from model.engine.tables import Tables, empty_masks, empty_tables
 from model.kernels.accelerator import Kernels
 from model.layout import Layout, abstract_params, param_specs
 from model.numerics import Numerics
-from model.paged_cache import PagedCache, Place, copy_pages
+from model.paged_cache import PagedCache, copy_pages
 from model.sharding import MODEL, Collectives
 from model.transformer import Network, TokenRows
 
 _REPLICATED = PartitionSpec()
 
-_SELDOM = ("score", "fill_tables")
-"""Steps that only some requests need."""
+HEAD = ("final_norm", "head")
+"""The weights that the draw step needs."""
+
+STEERED = ("run", "draw")
+"""Steps that take the place of ``decode`` where the host has a say between two tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Plan:
 
     @property
     def tables_spec(self) -> PartitionSpec:
-        """Each device holds the slots that it samples."""
+        """Each device holds the slots, or the rows, that it samples."""
         return PartitionSpec(MODEL)
 
 
@@ -142,7 +140,10 @@ def steps(plan: Plan) -> dict[str, Step]:
     flags = _abstract((shapes.slots,), jnp.bool_, mesh)
     pages = _abstract((shapes.rows,), jnp.int32, mesh)
     cached, split, same = plan.cache_spec, plan.tables_spec, _REPLICATED
-    decode = partial(step.decode, plan.decoding, rows=shapes.rows, steps=shapes.steps)
+    ran = step.Pending(slots=same, tiles=same, hidden=split)
+    masks = _abstract(
+        empty_masks(shapes.slots, plan.config.vocab_size).shape, jnp.uint32, mesh, split
+    )
     made = [
         Step(
             "prefill",
@@ -162,78 +163,40 @@ def steps(plan: Plan) -> dict[str, Step]:
         ),
         Step(
             "decode",
-            decode,
-            (specs, cached, same, split),
+            partial(step.decode, plan.decoding, rows=shapes.rows, steps=shapes.steps),
+            (specs, cached, same, split, split),
             (cached, same, split, same),
-            (params, cache, state, tables),
+            (params, cache, state, tables, masks),
             (1, 2, 3),
+        ),
+        Step(
+            "run",
+            partial(step.run, plan.decoding, rows=shapes.rows),
+            (specs, cached, same),
+            (cached, ran),
+            (params, cache, state),
+            (1,),
+        ),
+        Step(
+            "draw",
+            partial(step.draw, plan.decoding),
+            (_head(specs), same, split, split, same, ran),
+            (same, split, same),
+            (_head(params), state, tables, masks, flags, abstract_pending(plan)),
+            (1, 2),
         ),
         Step(
             "fill_tables",
             partial(step.fill_slots, plan.decoding),
             (split, same),
             split,
-            (tables, _like(no_rows(plan), mesh)),
+            (tables, _like(no_rows(shapes, plan.config.vocab_size), mesh)),
             (0,),
         ),
         Step("edit_slots", edit_slots, (same, same, same), same, (state, flags, state), (0,)),
         Step("copy_pages", copy_pages, (cached, same, same), cached, (cache, pages, pages), (0,)),
     ]
     return {s.name: s for s in made}
-
-
-class CompiledSteps(Mapping[str, Callable[..., Any]]):
-    """The steps of a plan, compiled: those that are foreseen ahead, the others when asked for.
-
-    Attributes:
-      seconds: spent on compiling so far.
-      tuning: a GPU's choices of kernels, to be kept; None leaves them to each process.
-    """
-
-    def __init__(
-        self, plan: Plan, tuning: Tuning | None = None, cache: CompileCache | None = None
-    ) -> None:
-        self.tuning = tuning
-        self._cache = cache
-        self._mesh = plan.mesh
-        self._steps = steps(plan)
-        self._compiled: dict[str, Callable[..., Any]] = {}
-        self.seconds = 0.0
-
-    def prepare(self, progress: Callable[[int, int], None], scores_only: bool = False) -> None:
-        """Compiles side by side: each step takes one core most of the time."""
-        started = time.perf_counter()
-        drawing = [name for name in self._steps if name not in _SELDOM]
-        names = ["score", "copy_pages"] if scores_only else drawing
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="grok1-compile") as pool:
-            futures = {pool.submit(self._compile, name): name for name in names}
-            for done, future in enumerate(as_completed(futures), 1):
-                self._compiled[futures[future]] = future.result()
-                progress(done, len(names))
-        self._finish(started)
-
-    def __getitem__(self, name: str) -> Callable[..., Any]:
-        if name not in self._compiled:
-            started = time.perf_counter()
-            self._compiled[name] = self._compile(name)
-            self._finish(started)
-        return self._compiled[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._steps)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def _compile(self, name: str) -> Callable[..., Any]:
-        options = None if self.tuning is None else self.tuning.options
-        return self._steps[name].lower(self._mesh).compile(compiler_options=options)
-
-    def _finish(self, started: float) -> None:
-        for kept in (self.tuning, self._cache):
-            if kept is not None:
-                kept.keep()
-        self.seconds += time.perf_counter() - started
 
 
 def abstract_cache(plan: Plan) -> PagedCache:
@@ -255,10 +218,14 @@ def abstract_tables(plan: Plan) -> Tables:
     return jax.tree.map(lambda x: _abstract(x.shape, x.dtype, plan.mesh, spec), empty)
 
 
-def no_rows(plan: Plan) -> TableRows:
-    """The argument of ``fill_tables``, as NumPy arrays, that changes nothing."""
-    shapes = plan.shapes
-    return empty_rows(shapes.slots, plan.config.vocab_size, shapes.max_context)
+def abstract_pending(plan: Plan) -> step.Pending:
+    """Shape and sharding of what the run step leaves to be drawn from."""
+    rows, mesh = plan.shapes.rows, plan.mesh
+    return step.Pending(
+        slots=_abstract((rows,), jnp.int32, mesh),
+        tiles=_abstract((), jnp.int32, mesh),
+        hidden=_abstract((rows, plan.config.emb_size), jnp.float32, mesh, plan.tables_spec),
+    )
 
 
 def abstract_prompts(plan: Plan) -> tuple[TokenRows, Queries]:
@@ -267,31 +234,9 @@ def abstract_prompts(plan: Plan) -> tuple[TokenRows, Queries]:
     return _like(empty_prompts(shapes), plan.mesh)
 
 
-def empty_prompts(shapes: Shapes) -> tuple[TokenRows, Queries]:
-    """A prefill step's arguments, as NumPy arrays, that run nothing."""
-    tokens, blocks, size = shapes.prefill_rows, shapes.prefill_blocks, shapes.block_size
-    zeros = np.zeros(tokens, np.int32)
-    rows = TokenRows(
-        tokens=zeros.copy(),
-        positions=zeros.copy(),
-        place=Place(zeros.copy(), zeros.copy()),
-        live=np.zeros(tokens, bool),
-        tiles=np.int32(0),
-    )
-    queries = Queries(
-        rows=np.full((blocks, size), tokens, np.int32),
-        inverse=np.full(tokens, blocks * size, np.int32),
-        positions=np.full((blocks, size), -1, np.int32),
-        pages=np.zeros((blocks, shapes.sequence_pages), np.int32),
-        blocks=np.int32(0),
-    )
-    return rows, queries
-
-
-def no_asks(shapes: Shapes) -> Asks:
-    """The score step's questions, as NumPy arrays, that ask nothing: A = T."""
-    zeros = np.zeros(shapes.prefill_rows, np.int32)
-    return Asks(rows=zeros, targets=zeros.copy(), wanted=zeros - 1, tiles=np.int32(0))
+def _head(params: Any) -> dict[str, Any]:
+    """What of the weights, or of their partitions, the draw step needs."""
+    return {name: params[name] for name in HEAD}
 
 
 def _like(tree: Any, mesh: Mesh) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 from schemas.error import RowError
 from schemas.sampling import SamplingParams
@@ -145,3 +146,17 @@ class RequestOutput:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     cached_tokens: int = 0
     error: RowError | None = None
+
+
+def detail(facts: Any, at: Any, wanted: int) -> TokenLogprob:
+    """One row of what a step found, arrays on the host, with the ``wanted`` likeliest tokens."""
+    likeliest = ()
+    if wanted > 0:
+        likeliest = tuple(facts.top_tokens[at][:wanted].tolist())
+    return TokenLogprob(
+        token_id=int(facts.token[at]),
+        logprob=float(facts.logprob[at]),
+        rank=int(facts.rank[at]),
+        top_token_ids=likeliest,
+        top_logprobs=tuple(facts.top_logprobs[at][: len(likeliest)].tolist()),
+    )

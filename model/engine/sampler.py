@@ -78,13 +78,15 @@ class Rows:
       position: [R] of the token to draw.
       banned: [R, X] ids that may not be drawn now, -1 for none.
       tables: what changes the logits, of all slots of this device.
-      slot: [R] the row's place in the tables.
+      masks: [S, V / WORD_BITS] uint32, what they may draw.
+      slot: [R] the row's place in tables and masks.
     """
 
     knobs: Knobs
     position: Leaf
     banned: Leaf
     tables: Tables
+    masks: Leaf
     slot: Leaf
 
 
@@ -142,7 +144,7 @@ def change_logits(logits: jax.Array, rows: Rows) -> jax.Array:
         x = _when((knobs.biases > 0).any(), lambda x: add_biases(x, tables, slot, knobs.biases), x)
         penalties = knobs.repetition, knobs.presence, knobs.frequency
         x = _when(penalised.any(), lambda x: penalise(x, tables, slot, *penalties), x)
-        x = _when(knobs.masked.any(), lambda x: keep_allowed(x, tables, slot, knobs.masked), x)
+        x = _when(knobs.masked.any(), lambda x: keep_allowed(x, rows.masks, slot, knobs.masked), x)
         return _when(barred.any(), bar, x)
 
     changed = (knobs.biases > 0) | penalised | knobs.masked | barred

@@ -93,7 +93,7 @@ def set_knobs(
     knobs.repetition[row] = params.repetition_penalty
     knobs.presence[row] = params.presence_penalty
     knobs.frequency[row] = params.frequency_penalty
-    knobs.masked[row] = rules.allowed is not None
+    knobs.masked[row] = rules.first_mask is not None
     knobs.biases[row] = len(params.logit_bias)
     knobs.bad_tokens[row] = sum(map(len, rules.bad_words))
     knobs.logprobs[row] = -1 if params.logprobs is None else params.logprobs

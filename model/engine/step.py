@@ -1,8 +1,9 @@
 """The compiled steps: what runs on the devices. Parts that compose, and pure functions all.
 
-``prefill`` fills the cache with prompts but for their last token. ``decode`` runs last tokens,
-draws the next, and again, several steps without the host. So everything is drawn in one place, and
-a prompt's last position is a decode row whichever way its cache was filled.
+``prefill`` fills the cache with prompts but for their last token. ``run`` runs last tokens, and
+``draw`` draws the next; ``decode`` is both, several times over without the host, and where the host
+has a say between them they are steps of their own. So everything is drawn in one place, and a
+prompt's last position is a decode row whichever way its cache was filled.
 """
 
 import dataclasses
@@ -32,11 +33,27 @@ from model.trees import Leaf
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rounds:
-    """What K decode steps drew.
+class Pending:
+    """Rows whose last tokens have been run and whose next ones have not been drawn.
 
     Attributes:
-      slots: [K, B] the slot of each row, S for a row that was not used.
+      slots: [B] the slot of each row, S for a row that is not used.
+      tiles: scalar, how many tiles hold rows that are used.
+      hidden: [B / devices, D] float32, the residual stream after the last layer.
+    """
+
+    slots: Leaf
+    tiles: Leaf
+    hidden: Leaf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """What K times running and drawing gave; one time where ``draw`` is a step of its own.
+
+    Attributes:
+      slots: [K, B] the slot of each row, S for a row that drew nothing.
       draws: what each row drew, [K, B, ...].
     """
 
@@ -93,42 +110,44 @@ def decode(
     cache: PagedCache,
     state: SlotState,
     tables: Tables,
+    masks: jax.Array,
     rows: int,
     steps: int,
 ) -> tuple[PagedCache, SlotState, Tables, Rounds]:
     """Draws up to ``steps`` tokens for the sequences of the state, ``rows`` of them at a time.
 
     There may be more live slots than rows: a row whose sequence ends takes the next live slot
-    in the following step, so rows stay full between two looks of the host.
+    in the following step, so rows stay full between two looks of the host. For the masks see
+    ``draw``: they stay as they are.
 
     Returns:
       The cache, the state and the tables (donate them), and what was drawn.
     """
+    everyone = jnp.ones_like(state.alive)
 
     def body(carry, _):
         cache, state, tables = carry
-        cache, state, tables, drawn = decode_step(net, params, cache, state, tables, rows)
+        cache, pending = run(net, params, cache, state, rows)
+        state, tables, drawn = _draw(net, params, state, tables, masks, everyone, pending)
         return (cache, state, tables), drawn
 
     (cache, state, tables), rounds = lax.scan(body, (cache, state, tables), None, length=steps)
     return cache, state, tables, rounds
 
 
-def decode_step(
-    net: Network,
-    params: Params,
-    cache: PagedCache,
-    state: SlotState,
-    tables: Tables,
-    rows: int,
-) -> tuple[PagedCache, SlotState, Tables, Rounds]:
-    """One token for each of up to ``rows`` live slots."""
+def run(
+    net: Network, params: Params, cache: PagedCache, state: SlotState, rows: int
+) -> tuple[PagedCache, Pending]:
+    """Runs the last token of up to ``rows`` live slots.
+
+    Returns:
+      The cache (donate it), and what ``draw`` draws from.
+    """
     exchange = net.collectives
     count = len(state.alive)
     slots, tiles = choose_slots(state.alive, rows, net.tile_rows, exchange.size)
     live = slots < count
-    # Rows that are not used do as a used one does, so that no feature runs for their sake.
-    slot = jnp.where(live, slots, jnp.minimum(slots.min(), count - 1))
+    slot = jnp.where(live, slots, 0)
     positions = jnp.where(live, state.position[slot], -1)
     pages = state.pages[slot]
     place = _place(pages, positions, cache.block_size)
@@ -142,15 +161,61 @@ def decode_step(
         blocks=positions.max() // cache.block_size + 1,
     )
     hidden, cache = forward(net, params, cache, token_rows, queries)
+    return cache, Pending(slots, tiles, hidden)
+
+
+def draw(
+    net: Network,
+    params: Params,
+    state: SlotState,
+    tables: Tables,
+    masks: jax.Array,
+    ready: jax.Array,
+    pending: Pending,
+) -> tuple[SlotState, Tables, Rounds]:
+    """Draws the next token of the rows that ``run`` ran.
+
+    Args:
+      net: what is fixed.
+      params: ``final_norm`` and ``head``.
+      state: of all slots; donate it.
+      tables: this device's; donate them.
+      masks: [S / devices, V / 32] uint32, a bit for each token that a slot of this device may draw.
+      ready: [S] bool; a slot that is not, such as one whose mask is still being made, draws
+        nothing, and its token is run again.
+      pending: what was run; no slot of it has changed its owner since.
+
+    Returns:
+      The state, the tables, and what was drawn, K = 1.
+    """
+    state, tables, drawn = _draw(net, params, state, tables, masks, ready, pending)
+    return state, tables, jax.tree.map(lambda x: x[None], drawn)
+
+
+def _draw(
+    net: Network,
+    params: Params,
+    state: SlotState,
+    tables: Tables,
+    masks: jax.Array,
+    ready: jax.Array,
+    pending: Pending,
+) -> tuple[SlotState, Tables, Rounds]:
+    """As ``draw``, but what was drawn is [B, ...]."""
+    exchange = net.collectives
+    count, rows = len(state.alive), len(pending.slots)
+    slots = jnp.where(ready[jnp.minimum(pending.slots, count - 1)], pending.slots, count)
+    # Rows that are not used do as a used one does, so that no feature runs for their sake.
+    slot = jnp.where(slots < count, slots, jnp.minimum(slots.min(), count - 1))
     first_slot = _first_slot(net, tables)
 
     def next_token(hidden, slot):
         logits = head(net, final_hidden(net, params, hidden), params["head"])
-        own = exchange.own_rows(slot)
-        draws = sample(exchange.columns_to_rows(logits), _rows(state, tables, own, first_slot))
-        return exchange.gather_rows_tree(draws)
+        own = _rows(state, tables, masks, exchange.own_rows(slot), first_slot)
+        return exchange.gather_rows_tree(sample(exchange.columns_to_rows(logits), own))
 
-    draws = tiled(net, token_rows, next_token, hidden, slot)
+    tiles = rows // net.tile_rows
+    draws = in_tiles(tiles, pending.tiles, next_token, pending.hidden, slot)
     drawn = state.drawn[slot] + 1
     ended = (draws.token[:, None] == state.stop_ids[slot]).any(-1)
     ended |= drawn >= state.max_tokens[slot]
@@ -162,13 +227,14 @@ def decode_step(
         alive=state.alive.at[slots].set(~ended, mode="drop"),
     )
     penalised, bad_tokens = state.knobs.penalised[slot], state.knobs.bad_tokens[slot]
-    tables = record_draws(
-        tables, slots, draws.token, penalised, jnp.where(live, bad_tokens, 0), first_slot
-    )
-    return cache, update, tables, Rounds(slots, draws)
+    bad_tokens = jnp.where(slots < count, bad_tokens, 0)
+    tables = record_draws(tables, slots, draws.token, penalised, bad_tokens, first_slot)
+    return update, tables, Rounds(slots, draws)
 
 
-def _rows(state: SlotState, tables: Tables, slot: jax.Array, first_slot: jax.Array) -> Rows:
+def _rows(
+    state: SlotState, tables: Tables, masks: jax.Array, slot: jax.Array, first_slot: jax.Array
+) -> Rows:
     """How rows of these slots are sampled; they are slots of this device, or unused rows."""
     early = state.drawn[slot] < state.min_tokens[slot]
     knobs = jax.tree.map(lambda x: x[slot], state.knobs)
@@ -178,6 +244,7 @@ def _rows(state: SlotState, tables: Tables, slot: jax.Array, first_slot: jax.Arr
         position=state.position[slot] + 1,
         banned=jnp.where(early[:, None], state.stop_ids[slot], -1),
         tables=tables,
+        masks=masks,
         slot=jnp.clip(slot - first_slot, 0, len(tables.counts) - 1),
     )
 

@@ -35,7 +35,6 @@ class Tables:
     """Of S slots; each device holds those that it samples, whole.
 
     Attributes:
-      allowed: [S, V / WORD_BITS] uint32, a bit for each token that may be drawn.
       counts: [S, V] uint16, see ``_IN_PROMPT``.
       bias_ids: [S, MAX_BIASES] token ids, -1 after the last.
       biases: [S, MAX_BIASES] float32, what is added to their logits.
@@ -45,7 +44,6 @@ class Tables:
       matched: whether the completion so far ends with the word up to this token.
     """
 
-    allowed: Leaf
     counts: Leaf
     bias_ids: Leaf
     biases: Leaf
@@ -72,11 +70,10 @@ class TableRows:
 
 
 def empty_tables(slots: int, vocabulary: int, counts: bool = True) -> Tables:
-    """Tables, as NumPy arrays, that allow everything; without ``counts`` those have no columns."""
+    """Tables, as NumPy arrays, that change nothing; without ``counts`` those have no columns."""
     words = np.full((slots, MAX_BAD_WORD_TOKENS), -1, np.int32)
     flags = np.zeros(words.shape, bool)
     return Tables(
-        allowed=np.full((slots, -(-vocabulary // WORD_BITS)), 2**32 - 1, np.uint32),
         counts=np.zeros((slots, vocabulary if counts else 0), np.uint16),
         bias_ids=np.full((slots, MAX_BIASES), -1, np.int32),
         biases=np.zeros((slots, MAX_BIASES), np.float32),
@@ -85,6 +82,11 @@ def empty_tables(slots: int, vocabulary: int, counts: bool = True) -> Tables:
         last=flags.copy(),
         matched=flags.copy(),
     )
+
+
+def empty_masks(slots: int, vocabulary: int) -> np.ndarray:
+    """[S, V / WORD_BITS] uint32 that allow everything."""
+    return np.full((slots, -(-vocabulary // WORD_BITS)), 2**32 - 1, np.uint32)
 
 
 def empty_rows(slots: int, vocabulary: int, prompt_tokens: int) -> TableRows:
@@ -178,10 +180,10 @@ def penalise(
 
 
 def keep_allowed(
-    logits: jax.Array, tables: Tables, slot: jax.Array, masked: jax.Array
+    logits: jax.Array, masks: jax.Array, slot: jax.Array, masked: jax.Array
 ) -> jax.Array:
     """Logits [R, V] with -inf where the mask of a ``masked`` [R] row's slot has no bit."""
-    words = jnp.where(masked[:, None], tables.allowed[slot], jnp.uint32(2**32 - 1))
+    words = jnp.where(masked[:, None], masks[slot], jnp.uint32(2**32 - 1))
     bits = (words[:, :, None] >> jnp.arange(WORD_BITS, dtype=jnp.uint32)) & 1
     return jnp.where(bits.reshape(len(logits), -1)[:, : logits.shape[-1]] > 0, logits, -jnp.inf)
 

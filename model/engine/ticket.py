@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from concurrent.futures import Future
+from typing import Any
 
 from model.engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
 from model.engine.rules import Rules
@@ -31,35 +32,14 @@ class Ticket:
     missing: int
 
 
-def open_ticket(request: Request, rules: Rules, cached_tokens: int = 0) -> Ticket:
+def open_ticket(
+    request: Request, rules: Rules, future: Future[RequestOutput], cached_tokens: int = 0
+) -> Ticket:
     """A ticket with nothing done."""
     asked, n = request.params.prompt_logprobs, request.params.n
     return Ticket(
-        request, rules, Future(), cached_tokens, None if asked is None else [None], [None] * n, n
+        request, rules, future, cached_tokens, None if asked is None else [None], [None] * n, n
     )
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Sample:
-    """One sample's tokens as they are drawn; the engine's thread appends, the finisher reads.
-
-    Attributes:
-      ticket: whose.
-      index: which sample.
-      token_ids: drawn so far.
-      logprobs: of each.
-      details: rank and alternatives of each, or None if not asked for.
-      answered: whether the finisher is done with it; what is drawn beyond does not count.
-      began: when it was admitted, monotonic.
-    """
-
-    ticket: Ticket
-    index: int
-    token_ids: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-    details: list[TokenLogprob] | None = None
-    answered: bool = False
-    began: float = dataclasses.field(default_factory=time.monotonic)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,3 +55,44 @@ OVERDUE = End("overdue")
 
 LOOPED = End("repetition", "repetition_detected")
 """The end of a sample that was caught in a loop, by vLLM's words."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Sample:
+    """One sample's tokens as they are drawn; the engine's thread appends, the finisher reads.
+
+    Attributes:
+      ticket: whose.
+      index: which sample.
+      token_ids: drawn so far.
+      logprobs: of each.
+      details: rank and alternatives of each, or None if not asked for.
+      matcher: what it may say next, if it is constrained; the mask makers' alone while they work.
+      answered: whether the finisher is done with it; what is drawn beyond does not count.
+      began: when it was admitted, monotonic.
+    """
+
+    ticket: Ticket
+    index: int
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    details: list[TokenLogprob] | None = None
+    matcher: Any = None
+    answered: bool = False
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, ticket: Ticket, index: int) -> "Sample":
+        """A sample of which nothing is drawn."""
+        details: list[TokenLogprob] | None = None
+        if ticket.request.params.logprobs is not None:
+            details = []
+        grammar = ticket.rules.grammar
+        return cls(ticket, index, details=details, matcher=grammar and grammar.start())
+
+    def end(self) -> End | None:
+        """Why the last token ended it, by the rule of the device's step."""
+        params, rules, token = self.ticket.request.params, self.ticket.rules, self.token_ids[-1]
+        if token in rules.stop_ids:
+            return End("stop", None if token == rules.eos_token else token)
+        return End("length") if len(self.token_ids) >= params.max_tokens else None

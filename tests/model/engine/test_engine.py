@@ -259,7 +259,7 @@ def test_a_failure_of_the_devices_reaches_every_caller(engine, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("device lost")
 
-    monkeypatch.setitem(broken._loop._steps._compiled, "decode", fail)
+    monkeypatch.setitem(broken._compiled._compiled, "decode", fail)
     request = Request(prompt_token_ids=(5,), params=SamplingParams())
     with pytest.raises(RuntimeError, match="device lost"):
         broken.submit(request).result(timeout=30)

@@ -169,6 +169,8 @@ PARAMS = [
         repetition_detection={"max_pattern_size": 4, "min_count": 3},
         max_tokens=30,
     ),
+    SamplingParams(structured_outputs={"regex": r"[a-z]+ = [0-9]+\\n"}, max_tokens=14, logprobs=1),
+    SamplingParams(temperature=0, structured_outputs={"json_object": True}, max_tokens=10),
 ]
 
 
@@ -188,7 +190,7 @@ def answer(output):
 @pytest.mark.parametrize("numerics", ["float32", "bf16"])
 def test_answers_do_not_depend_on_what_runs_beside_them(engines, talking, numerics):
     engine = engines(talking, numerics=numerics)
-    order = list(range(30))
+    order = list(range(36))
     together = [answer(f.result()) for f in engine.submit_all([ask(i) for i in order])]
     backwards = [answer(f.result()) for f in engine.submit_all([ask(i) for i in order[::-1]])]
     assert backwards[::-1] == together

@@ -23,7 +23,7 @@ from model.engine.sampler import (
     sample,
 )
 from model.engine.state import empty_knobs, set_knobs
-from model.engine.tables import empty_tables
+from model.engine.tables import empty_masks, empty_tables
 from schemas.sampling import SamplingParams
 from tests.model.engine import plain
 
@@ -52,6 +52,7 @@ def rows(count, vocabulary=1, key=None, position=None, banned=None, **values):
         position=np.zeros(count, np.int32) if position is None else position,
         banned=np.full((count, 128), -1, np.int32) if banned is None else banned,
         tables=empty_tables(count, vocabulary),
+        masks=empty_masks(count, vocabulary),
         slot=np.arange(count, dtype=np.int32),
     )
 
@@ -148,7 +149,7 @@ def test_a_row_draws_the_same_whatever_the_others_want():
     # What is left in the tables of a slot from its former owner is nobody's.
     tables = others.tables
     tables.counts[:] = rng.integers(0, 2**16, tables.counts.shape, np.uint16)
-    tables.allowed[:] = rng.integers(0, 2**32, tables.allowed.shape, np.uint32)
+    others.masks[:] = rng.integers(0, 2**32, others.masks.shape, np.uint32)
     tables.bias_ids[:], tables.biases[:] = rng.integers(0, 700, tables.bias_ids.shape), 5.0
     tables.words[:], tables.first[:], tables.last[:] = tables.bias_ids, True, True
     mixed = sample(logits, others)
@@ -243,13 +244,15 @@ def test_mixed_filters_have_the_right_distributions_over_a_large_vocabulary():
     some = rows(count, vocabulary)
     for row in range(count):
         params = MIXED[row % len(MIXED)]
-        rules = resolve(Request(prompt_token_ids=prompt, params=params), GROK_1, 8192, None)
+        rules = resolve(
+            Request(prompt_token_ids=prompt, params=params), GROK_1, 8192, None, lambda: None
+        )
         set_knobs(some.knobs, row, (row, 0), params, rules)
         tables = some.tables
         tables.counts[row] = np.bincount(drawn, minlength=vocabulary)
         tables.counts[row, list(prompt)] |= 1 << 15
-        if rules.allowed is not None:
-            tables.allowed[row] = rules.allowed
+        if rules.first_mask is not None:
+            some.masks[row] = rules.first_mask
         for column, (token_id, bias) in enumerate(params.logit_bias):
             tables.bias_ids[row, column], tables.biases[row, column] = token_id, bias
     every = np.tile(logits, (count, 1))

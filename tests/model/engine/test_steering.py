@@ -45,7 +45,7 @@ def test_greedy_completions_follow_the_plain_definition(engine, weights, wish):
     steered, plainly, again = (a.outputs[0].token_ids for a in answers)
     assert steered == again
     assert steered != plainly, "the parameter changes nothing: choose another"
-    rules = resolve(request, engine.config, engine.max_context, engine.tokenizer)
+    rules = resolve(request, engine.config, engine.max_context, engine.tokenizer, lambda: None)
     logits = reference.logits(engine.config, weights, [*PROMPT, *steered])
     for i, token in enumerate(steered):
         banned = rules.stop_ids if i < params.min_tokens else ()
@@ -58,7 +58,7 @@ def test_greedy_completions_follow_the_plain_definition(engine, weights, wish):
 def test_bad_words_are_watched_for_in_both_spellings(engine):
     words = ["import", "def", "return x"]
     request = Request(prompt_token_ids=PROMPT, params=SamplingParams(bad_words=words))
-    found = resolve(request, engine.config, 256, engine.tokenizer).bad_words
+    found = resolve(request, engine.config, 256, engine.tokenizer, lambda: None).bad_words
     decode = engine.tokenizer.decode
     for word in words:
         assert any(decode(ids).strip() == word for ids in found)
@@ -71,9 +71,8 @@ def test_bad_words_are_watched_for_in_both_spellings(engine):
 def test_a_bad_word_that_is_all_that_is_likely_never_comes(engine):
     params = SamplingParams(temperature=0.5, max_tokens=60, bad_words=["a", "e"], seed=4)
     [output] = engine.generate([PROMPT], params)
-    rules = resolve(
-        Request(prompt_token_ids=PROMPT, params=params), engine.config, 256, engine.tokenizer
-    )
+    request = Request(prompt_token_ids=PROMPT, params=params)
+    rules = resolve(request, engine.config, 256, engine.tokenizer, lambda: None)
     ids = output.outputs[0].token_ids
     for word in rules.bad_words:
         cuts = [ids[i : i + len(word)] for i in range(len(ids))]

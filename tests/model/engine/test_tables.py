@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from concurrent.futures import Future
 
 import hypothesis.strategies as st
 import jax
@@ -15,7 +16,7 @@ from model.engine.rules import Rules, pack_bits
 from model.engine.sampler import Rows, change_logits, filter_logits
 from model.engine.sequence import Prompt, Sequence
 from model.engine.state import empty_knobs, set_knobs
-from model.engine.tables import empty_rows, empty_tables, fill_tables, record_draws
+from model.engine.tables import empty_masks, empty_rows, empty_tables, fill_tables, record_draws
 from model.engine.ticket import open_ticket
 from schemas.sampling import SamplingParams
 from tests.model.engine import plain
@@ -57,14 +58,18 @@ class Device:
 
     def __init__(self):
         self.tables = empty_tables(SLOTS, VOCABULARY)
+        self.masks = empty_masks(SLOTS, VOCABULARY)
         self.knobs = empty_knobs(SLOTS)
         self.slots = np.arange(SLOTS, dtype=np.int32)
 
     def admit(self, slot, request, words):
         allowed = request.params.allowed_token_ids
         bits = None if allowed is None else pack_bits(allowed, VOCABULARY)
-        rules = Rules(stop_ids=(), steers=True, bad_words=words, allowed=bits)
-        prompt = Prompt(request, open_ticket(request, rules), request.cached_token_ids, 1)
+        rules = Rules(stop_ids=(), bad_words=words, first_mask=bits)
+        ticket = open_ticket(request, rules, Future())
+        prompt = Prompt(request, ticket, request.cached_token_ids, 1)
+        if bits is not None:
+            self.masks[slot] = bits
         rows = empty_rows(4 * SLOTS, VOCABULARY, 16)
         table_rows([Sequence(prompt, 0, slot + FIRST_SLOT, [])], rows)
         self.tables = _fill(self.tables, rows, FIRST_SLOT)
@@ -86,7 +91,7 @@ class Device:
     def rows(self, banned=()):
         ids = np.full((SLOTS, 128), -1, np.int32)
         ids[:, : len(banned)] = banned
-        return Rows(self.knobs, self.slots * 0, ids, self.tables, self.slots)
+        return Rows(self.knobs, self.slots * 0, ids, self.tables, self.masks, self.slots)
 
 
 @settings(max_examples=25)

@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from model.config import PRESETS
+from model.engine.compiled import CompiledSteps
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
-from model.engine.programs import CompiledSteps
 from model.engine.tuning import Tuning, prepare_gpu
 from model.machines import GPU_MEMORY_SHARE
 from model.sharding import make_mesh

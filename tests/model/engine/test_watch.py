@@ -1,7 +1,7 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from model.engine.output import StopWatcher
+from model.engine.watch import StopWatcher
 
 
 class Characters:

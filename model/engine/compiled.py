@@ -1,0 +1,79 @@
+"""The steps, compiled: side by side ahead of need, or when one is asked for."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from model.engine.compile_cache import CompileCache
+from model.engine.programs import STEERED, Plan, steps
+from model.engine.tuning import Tuning
+
+_SELDOM = ("score", "fill_tables", *STEERED)
+"""Steps that only some requests need."""
+
+
+class CompiledSteps(Mapping[str, Callable[..., Any]]):
+    """The steps of a plan, compiled: those that are foreseen ahead, the others when asked for.
+
+    Thread-safe once ``prepare`` is done.
+
+    Attributes:
+      seconds: spent on compiling so far.
+      tuning: a GPU's choices of kernels, to be kept; None leaves them to each process.
+    """
+
+    def __init__(
+        self, plan: Plan, tuning: Tuning | None = None, cache: CompileCache | None = None
+    ) -> None:
+        self.tuning = tuning
+        self._cache = cache
+        self._mesh = plan.mesh
+        self._steps = steps(plan)
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._lock = threading.Lock()
+        self.seconds = 0.0
+
+    def prepare(self, progress: Callable[[int, int], None], scores_only: bool = False) -> None:
+        """Compiles side by side: each step takes one core most of the time."""
+        started = time.perf_counter()
+        drawing = [name for name in self._steps if name not in _SELDOM]
+        names = ["score", "copy_pages"] if scores_only else drawing
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="grok1-compile") as pool:
+            futures = {pool.submit(self._compile, name): name for name in names}
+            for done, future in enumerate(as_completed(futures), 1):
+                self._compiled[futures[future]] = future.result()
+                progress(done, len(names))
+        self._finish(started)
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        if name not in self._compiled:
+            with self._lock:
+                if name not in self._compiled:
+                    started = time.perf_counter()
+                    self._compiled[name] = self._compile(name)
+                    self._finish(started)
+        return self._compiled[name]
+
+    def foresee_steering(self) -> None:
+        """Compiles the ``STEERED`` steps, unless they are, on a thread that may wait for it."""
+        for name in STEERED:
+            self[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def _compile(self, name: str) -> Callable[..., Any]:
+        options = None if self.tuning is None else self.tuning.options
+        return self._steps[name].lower(self._mesh).compile(compiler_options=options)
+
+    def _finish(self, started: float) -> None:
+        for kept in (self.tuning, self._cache):
+            if kept is not None:
+                kept.keep()
+        self.seconds += time.perf_counter() - started

@@ -1,0 +1,159 @@
+"""Constrained completions through the engine: valid, whatever runs beside them and however long
+their masks take."""
+
+import json
+import random
+import re
+import time
+
+import jsonschema
+import pytest
+
+from model.engine.request import Request
+from schemas.error import ErrorCode
+from schemas.sampling import SamplingParams
+from tests.model.engine.conftest import greedy
+
+pytest.importorskip("llguidance")
+
+PROMPTS = [tuple(row["prompt"]) for row in greedy("greedy_exact")]
+REGEX = r"[a-z]{2,9}: [0-9]{1,4}"
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 6}, "size": {"type": "integer"}},
+    "required": ["name", "size"],
+    "additionalProperties": False,
+}
+CHOICES = ["yes", "no", "perhaps"]
+WISHES = [
+    {"structured_outputs": {"regex": REGEX}},
+    {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
+    {},
+    {"structured_outputs": {"choice": CHOICES}, "n": 2},
+    {"structured_outputs": {"grammar": 'start: ("a" | "b")+ "c"'}, "repetition_penalty": 1.3},
+    {"temperature": 0, "structured_outputs": {"regex": "[a-f]+x"}, "logprobs": 2},
+]
+
+
+def ask(i: int) -> Request:
+    params = SamplingParams(max_tokens=30, temperature=1.3).override(WISHES[i % len(WISHES)])
+    return Request(prompt_token_ids=PROMPTS[i % 12], params=params, address=f"0/{i}")
+
+
+@pytest.fixture(scope="module")
+def engine(engines, talking):
+    return engines(talking, numerics="float32")
+
+
+def complete(engine, **params):
+    [output] = engine.generate(["def f("], SamplingParams(**params))
+    assert output.error is None
+    return output.outputs[0]
+
+
+def check(params: SamplingParams, completion) -> None:
+    """The text is what was asked for, unless its tokens ran out."""
+    wanted = params.structured_outputs
+    if wanted is None or completion.finish_reason == "length":
+        assert completion.finish_reason == "length" or wanted is None
+        return
+    assert completion.finish_reason == "stop"
+    if wanted.json is not None:
+        jsonschema.validate(json.loads(completion.text), SCHEMA)
+    elif wanted.choice is not None:
+        assert completion.text in CHOICES
+    else:
+        pattern = wanted.regex or "[ab]+c"
+        assert re.fullmatch(pattern, completion.text), completion.text
+
+
+def test_every_completion_is_valid_unless_its_tokens_run_out(engine):
+    requests = [ask(i) for i in range(90)]
+    outputs = [future.result() for future in engine.submit_all(requests)]
+    ended = 0
+    for request, output in zip(requests, outputs, strict=True):
+        assert output.error is None
+        for completion in output.outputs:
+            check(request.params, completion)
+            ended += request.params.structured_outputs is not None
+            ended -= completion.finish_reason == "length"
+    assert ended > 30
+
+
+def test_slow_masks_hold_up_nothing_and_change_nothing(engine, monkeypatch):
+    requests = [ask(i) for i in range(24)]
+    quick = [f.result().outputs for f in engine.submit_all(requests)]
+    masker = engine._loop._masker
+    plain, rng = masker._masks, random.Random(0)
+
+    def slow(samples, tokens):
+        time.sleep(rng.choice([0, 0.01, 0.05]))
+        return plain(samples, tokens)
+
+    monkeypatch.setattr(masker, "_masks", slow)
+    before = engine.stats()
+    assert [f.result().outputs for f in engine.submit_all(requests)] == quick
+    # Steps went on while masks were made: rows were run whose tokens could not be drawn.
+    assert engine.stats().decode_rows > before.decode_rows
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"ignore_eos": True},
+        {"min_tokens": 25},
+        {"bad_words": ["yes", "y", "n", "p"]},
+        {"logit_bias": {7: 100}, "presence_penalty": 2},
+        {"allowed_token_ids": [5, 6, 7]},
+        {"top_k": 1, "top_p": 0.1, "min_p": 0.5},
+    ],
+)
+def test_a_constraint_goes_before_all_other_wishes(engine, wish):
+    for seed in range(4):
+        params = {"seed": seed, "max_tokens": 30, "structured_outputs": {"choice": CHOICES}}
+        completion = complete(engine, **{**params, **wish})
+        assert completion.text in CHOICES
+        assert completion.finish_reason == "stop"
+        assert completion.stop_reason is None
+
+
+def test_a_constraint_that_makes_no_sense_is_the_rows_own_error(engine):
+    good, bad = SamplingParams(max_tokens=3), SamplingParams(structured_outputs={"regex": "("})
+    first, wrong, last = engine.generate([[5], [5], [5]], [good, bad, good])
+    assert first.error is last.error is None
+    assert (wrong.error.code, wrong.error.param) == (
+        ErrorCode.INVALID_PARAMETER,
+        "structured_outputs",
+    )
+
+
+def test_masks_that_cannot_be_made_are_the_rows_own_error(engine, monkeypatch):
+    masker = engine._loop._masker
+    monkeypatch.setattr(masker, "_masks", lambda samples, tokens: 1 / 0)
+    constrained = SamplingParams(max_tokens=9, structured_outputs={"regex": "[ab]+"}, n=2)
+    free = SamplingParams(max_tokens=20, ignore_eos=True)
+    outputs = engine.generate([[5, 6]] * 4, [free, constrained, free, constrained])
+    assert [len(o.outputs) for o in outputs] == [1, 0, 1, 0]
+    assert "division by zero" in outputs[1].error.message
+    monkeypatch.undo()
+    assert re.fullmatch("[ab]+", complete(engine, structured_outputs={"regex": "[ab]{3}"}).text)
+
+
+def test_a_constraint_needs_a_tokenizer(engines):
+    request = Request(
+        prompt_token_ids=(5,), params=SamplingParams(structured_outputs={"choice": ["a"]})
+    )
+    error = engines(numerics="float32").submit(request).result().error
+    assert error.param == "structured_outputs"
+
+
+def test_a_prompt_without_text_is_continued_by_valid_text(engine):
+    for seed in range(5):
+        params = SamplingParams(
+            seed=seed, structured_outputs={"regex": " [a-z]{2}( [a-z]+)?"}, max_tokens=20
+        )
+        [output] = engine.generate([[1]], params)
+        completion = output.outputs[0]
+        assert completion.finish_reason == "length" or re.fullmatch(
+            " [a-z]{2}( [a-z]+)?", completion.text
+        )
