@@ -131,9 +131,9 @@ COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes
 
 .PHONY: lock
 lock: setup-dev  ## choose dependencies anew and write the lock files
-	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra templates --extra completion -o requirements.lock
-	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra templates --extra completion --extra dataflow --extra train --extra gguf --extra dev -c requirements.lock -o requirements-dev.lock
-	for kind in tpu gpu; do $(COMPILE) --python-platform x86_64-manylinux_2_36 --extra gcs --extra dataflow --extra templates --extra $$kind -c requirements-dev.lock -o deploy/requirements-$$kind.lock || exit 1; done
+	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra templates --extra constraints --extra completion -o requirements.lock
+	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra templates --extra constraints --extra completion --extra dataflow --extra train --extra gguf --extra dev -c requirements.lock -o requirements-dev.lock
+	for kind in tpu gpu; do $(COMPILE) --python-platform x86_64-manylinux_2_36 --extra gcs --extra dataflow --extra templates --extra constraints --extra $$kind -c requirements-dev.lock -o deploy/requirements-$$kind.lock || exit 1; done
 	$(COMPILE) --universal --extra docs -c requirements-dev.lock -o requirements-docs.lock
 	$(COMPILE) --universal --extra lm-eval --extra dev -c requirements-dev.lock -o requirements-lm-eval.lock
 	$(COMPILE) --universal --extra aot --extra dev -c requirements-dev.lock -o requirements-aot.lock

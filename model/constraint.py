@@ -25,9 +25,28 @@ _CACHED = 256
 """Compiled constraints that are kept: a job has one, or one a row."""
 
 
+NEEDED = "needs llguidance: pip install 'grok1-batch[constraints]'"
+"""What is said where the library is not installed."""
+
+
 def available() -> bool:
     """Whether the library is installed."""
     return importlib.util.find_spec("llguidance") is not None
+
+
+def check(wanted: StructuredOutputs) -> None:
+    """Makes sure that a constraint makes sense, without a vocabulary.
+
+    Raises:
+      InvalidParameter: it does not, or the library is not installed.
+    """
+    if not available():
+        raise InvalidParameter("structured_outputs", NEEDED)
+    from llguidance import LLMatcher
+
+    wrong, messages = LLMatcher.validate_grammar_with_warnings(source(wanted))
+    if wrong:
+        raise _fault(messages[0])
 
 
 class Grammar:
@@ -61,9 +80,7 @@ class Constrainer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises InvalidParameter if the library is not installed."""
         if not available():
-            raise InvalidParameter(
-                "structured_outputs", "needs llguidance: pip install 'grok1-batch[constraints]'"
-            )
+            raise InvalidParameter("structured_outputs", NEEDED)
         import llguidance
 
         self._tokenizer = tokenizer

@@ -63,7 +63,8 @@ def _request(
     """The row's request, its last token taken off if ``healer`` finds that it can be healed."""
     params, healed = row.params, None
     # A mask of its own says already where the completion is to go on.
-    if healer is not None and row.text is not None and params.allowed_token_ids is None:
+    masked = params.allowed_token_ids is not None or params.structured_outputs is not None
+    if healer is not None and row.text is not None and not masked:
         healed = ids[-1] if healer.can_heal(ids) else None
     kept = ids if healed is None else ids[:-1]
     return Request(prompt_token_ids=kept, params=params, address=address, healed=healed)

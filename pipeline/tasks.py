@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from model import constraint
 from model.tokenizer import Tokenizer
 from pipeline import prompts, scores
 from pipeline.options import GenerateOptions, JobOptions, ScoreOptions
 from schemas import completion, prompt, score
+from schemas.checks import InvalidParameter
 from schemas.error import SetupError
+from schemas.structured import SHORTHANDS
 
 if TYPE_CHECKING:
     from pipeline.plan import Chunk
     from pipeline.prepare import Job
     from pipeline.questions import Questions
+
+
+_CONSTRAINTS = ("structured_outputs", *SHORTHANDS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,14 @@ def _check_generate(options: GenerateOptions, roles: prompt.Roles, max_context: 
             f"--max-tokens {options.sampling.max_tokens} leaves no room for a prompt in a context "
             f"of {max_context} tokens; give fewer"
         )
+    constrained = [column for role, column in roles.sampling.items() if role in _CONSTRAINTS]
+    if constrained and not constraint.available():
+        raise SetupError(f"column {constrained[0]!r} {constraint.NEEDED}")
+    if options.sampling.structured_outputs is not None:
+        try:
+            constraint.check(options.sampling.structured_outputs)
+        except InvalidParameter as error:
+            raise SetupError(f"--structured-outputs {error.reason}") from None
 
 
 def _check_score(options: ScoreOptions, roles: score.Roles, max_context: int) -> None:
@@ -69,10 +83,11 @@ def _text_of_prompts(options: GenerateOptions, roles: prompt.Roles) -> str | Non
         return "--token-healing is about text"
     if options.echo:
         return "--echo writes text"
-    if options.sampling.stop:
-        return "--stop takes strings"
-    if "stop" in roles.sampling:
-        return f"column {roles.sampling['stop']!r} holds stop strings"
+    for role in ("stop", "bad_words", *_CONSTRAINTS):
+        if getattr(options.sampling, role, None):
+            return f"--{role.replace('_', '-')} is about text"
+        if role in roles.sampling:
+            return f"column {roles.sampling[role]!r} is about text"
     return None
 
 

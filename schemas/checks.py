@@ -18,11 +18,12 @@ class InvalidParameter(ValueError):
 
     Attributes:
       param: the parameter's name.
+      reason: what is wrong with it, as the sentence goes on after the name.
     """
 
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(f"{param} {message}")
-        self.param = param
+    def __init__(self, param: str, reason: str) -> None:
+        super().__init__(f"{param} {reason}")
+        self.param, self.reason = param, reason
 
     def row_error(self) -> RowError:
         """The same fault, as the error of a row."""

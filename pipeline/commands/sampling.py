@@ -5,6 +5,7 @@ from typing import Any
 
 from schemas.error import SetupError
 from schemas.sampling import MAX_LOGPROBS, PARAM_NAMES, InvalidParameter, SamplingParams
+from schemas.structured import SHORTHANDS
 
 
 def add_sampling(group: Any) -> None:
@@ -57,6 +58,16 @@ def add_sampling(group: Any) -> None:
         metavar="JSON",
         help='end a loop: \'{"max_pattern_size": 32, "min_count": 4}\'',
     )
+    add(
+        "--structured-outputs",
+        metavar="JSON",
+        help="what the text must look like; one of json, regex, choice, grammar, json_object, "
+        'as in \'{"regex": "[0-9]+"}\'',
+    )
+    add("--guided-json", metavar="SCHEMA", help="short for one kind: a JSON schema")
+    add("--guided-regex", metavar="REGEX", help="short for a regular expression")
+    add("--guided-choice", nargs="+", metavar="TEXT", help="short for one of these texts")
+    add("--guided-grammar", metavar="GRAMMAR", help="short for a grammar (Lark or GBNF)")
     add("--logprobs", type=int, metavar="N", help=f"with the N likeliest, up to {MAX_LOGPROBS}")
     add("--prompt-logprobs", type=int, metavar="N", help="the same for the prompt")
     add(
@@ -72,9 +83,9 @@ def sampling_params(given: argparse.Namespace) -> SamplingParams:
     Raises:
       SetupError: a value is out of bounds.
     """
-    values = {name: getattr(given, name, None) for name in PARAM_NAMES}
+    names = (*PARAM_NAMES, *SHORTHANDS)
     try:
-        return SamplingParams(**{k: v for k, v in values.items() if v is not None})
+        return SamplingParams().override({name: getattr(given, name, None) for name in names})
     except InvalidParameter as error:
         flag = "--" + error.param.replace("_", "-")
         raise SetupError(str(error).replace(error.param, flag, 1)) from None

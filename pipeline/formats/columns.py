@@ -10,6 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.sampling import ALIASES, SamplingParams
+from schemas.structured import SHORTHANDS
+
+_TEXTS = ("stop", "until", "bad_words", "guided_choice")
+"""Lists of strings, of which a single one may stand alone."""
 
 _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
@@ -26,6 +30,8 @@ def _known() -> dict[str, pa.DataType]:
     for name in ("stop_token_ids", "allowed_token_ids"):
         kinds[name] = pa.list_(pa.int64())
     kinds = {name: kind for name, kind in kinds.items() if name in hints}
+    kinds |= {name: pa.string() for name in SHORTHANDS}
+    kinds |= {"guided_choice": pa.list_(pa.string()), "guided_json_object": pa.bool_()}
     kinds |= {alias: kinds[name] for alias, name in ALIASES.items()}
     return {
         "prompt": pa.string(),
@@ -77,7 +83,7 @@ def convert(value: Any, name: str, kind: pa.DataType) -> Any:
     if isinstance(value, str) and kind != pa.string() and name in KNOWN:
         value = _parsed(value, name)
     if pa.types.is_list(kind):
-        if isinstance(value, str) and name in ("stop", "until", "bad_words"):
+        if isinstance(value, str) and name in _TEXTS:
             value = [value]
         item = int if pa.types.is_integer(kind.value_type) else str
         if not isinstance(value, list) or any(type(v) is not item for v in value):
@@ -110,7 +116,7 @@ def _encodable(text: str, name: str) -> str:
 
 def _parsed(text: str, name: str) -> Any:
     """A CSV field as the value it writes; text that writes none stays text."""
-    if name in ("stop", "until", "bad_words") and not text.startswith("["):
+    if name in _TEXTS and not text.startswith("["):
         return text
     try:
         return json.loads(text.lower() if text.lower() in ("true", "false") else text)

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.formats.records import Fault, Record
 from schemas.completion import ERRORED
 from schemas.sampling import PARAM_NAMES
+from schemas.structured import SHORTHANDS
 
 _URL = "/v1/completions"
 
@@ -36,7 +37,7 @@ def rows_of(record: Record, file: str) -> Iterator[dict[str, Any] | Fault]:
         return
     params: dict[str, Any] = {}
     for name, value in body.items():
-        if name in PARAM_NAMES:
+        if name in PARAM_NAMES or name in SHORTHANDS:
             params[name] = value
         elif name in _NEUTRAL and value not in _NEUTRAL[name]:
             yield record.fault(file, f"asks for {name}, which cannot be obeyed; leave it out")

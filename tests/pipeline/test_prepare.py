@@ -169,10 +169,24 @@ def test_wrong_tokenizer(refused, prepare, tmp_path, tiny, talking):
     other.write_bytes(b"no model")
     assert str(other) in refused(tokenizer=str(other))
     ids = {"prompt_token_ids": pa.array([[1]])}
-    assert "--stop takes strings" in refused(
+    assert "--stop is about text" in refused(
         ids, checkpoint=tiny, sampling=SamplingParams(stop="\n")
     )
     assert prepare(ids, checkpoint=tiny).tokenizer is None
+
+
+def test_a_constraint_of_the_job_is_checked_before_anything_loads(refused):
+    sentence = refused(PROMPTS, sampling=SamplingParams(structured_outputs={"regex": "(a"}))
+    assert sentence.startswith("--structured-outputs cannot be compiled: ")
+    assert "unclosed group" in sentence
+
+
+def test_constraints_need_their_library(refused, monkeypatch):
+    monkeypatch.setattr("model.constraint.available", lambda: False)
+    told = "needs llguidance: pip install 'grok1-batch[constraints]'"
+    assert told in refused({**PROMPTS, "guided_regex": ["a", None, "b"]})
+    constrained = SamplingParams(structured_outputs={"choice": ["a"]})
+    assert told in refused(PROMPTS, sampling=constrained)
 
 
 def test_a_tokenizer_of_another_vocabulary(refused, tmp_path):

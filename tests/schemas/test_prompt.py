@@ -112,6 +112,11 @@ def test_types_of_ids(kind):
         ("logit_bias", TEXT),
         ("logit_bias", pa.map_(pa.int32(), pa.float32())),
         ("logit_bias", pa.struct([("7", pa.float64())])),
+        ("structured_outputs", TEXT),
+        ("structured_outputs", pa.struct([("choice", pa.list_(TEXT)), ("regex", TEXT)])),
+        ("guided_json", TEXT),
+        ("guided_choice", pa.list_(TEXT)),
+        ("guided_json_object", pa.bool_()),
         ("repetition_detection", TEXT),
         ("repetition_detection", pa.struct([("max_pattern_size", pa.int8())])),
     ],
@@ -144,6 +149,8 @@ def test_a_prompt_of_another_type_is_refused(name, kind):
         ("stop_token_ids", pa.int64()),
         ("ignore_eos", pa.int8()),
         ("logit_bias", pa.float64()),
+        ("guided_regex", pa.list_(TEXT)),
+        ("structured_outputs", pa.list_(TEXT)),
         ("allowed_token_ids", pa.int64()),
         ("n", pa.timestamp("s")),
     ],
@@ -275,6 +282,21 @@ def test_a_bias_in_a_column(kind):
     assert errors == {}
     biases = [row.params.logit_bias for row in good]
     assert biases == [((7, -2.5), (50, 4.0)), (), ((50, 1.0),)]
+
+
+def test_constraints_in_columns():
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c", "d"],
+            "guided_regex": ["x+", None, None, "y"],
+            "structured_outputs": [None, {"choice": ["u", "v"], "regex": None}, None, None],
+            "guided_choice": [None, None, None, ["z"]],
+        }
+    )
+    good, errors = check(table)
+    wanted = [row.params.structured_outputs for row in good]
+    assert [w and (w.regex or w.choice) for w in wanted] == ["x+", ("u", "v"), None]
+    assert errors[3].param in ("guided_choice", "guided_regex")
 
 
 def test_a_bad_parameter_is_the_rows_own():

@@ -23,6 +23,7 @@ from model.numerics import MODES
 from model.sharding import make_mesh
 from schemas.sampling import MAX_LOGPROBS, SamplingParams
 from tests.model.engine.conftest import GOLDEN, greedy, truth
+from tests.model.engine.steered import steered
 
 
 def answers(options: EngineOptions) -> dict:
@@ -39,6 +40,7 @@ def answers(options: EngineOptions) -> dict:
             "logprobs": [
                 [t.logprob, *t.top_logprobs] for o in scored for t in o.prompt_logprobs[1:]
             ],
+            "steered": steered(engine),
             "greedy": [o.outputs[0].token_ids for o in completed],
             "provenance": engine.provenance(),
             "per_layer": exchanges_per_layer(options),

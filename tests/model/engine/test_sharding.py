@@ -11,6 +11,7 @@ import pytest
 from model import hlo
 from schemas.sampling import MAX_LOGPROBS, SamplingParams
 from tests.model.engine.conftest import greedy, truth
+from tests.model.engine.steered import steered
 
 SIZES = {"slots": 8, "prefill_rows": 64}
 ORDERED = {"all-to-all": 2, "all-gather": 2}
@@ -41,13 +42,14 @@ def alone(engines):
         SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),
     )
     logprobs = [[t.logprob, *t.top_logprobs] for o in scored for t in o.prompt_logprobs[1:]]
-    return np.array(logprobs), [list(o.outputs[0].token_ids) for o in completed]
+    return np.array(logprobs), [list(o.outputs[0].token_ids) for o in completed], steered(engine)
 
 
 def assert_same(answer: dict, alone: tuple, devices: int, collectives: str) -> None:
-    logprobs, tokens = alone
+    logprobs, tokens, steered_tokens = alone
     np.testing.assert_allclose(answer["logprobs"], logprobs, rtol=1e-4, atol=1e-4)
     assert answer["greedy"] == tokens
+    assert answer["steered"] == steered_tokens
     assert answer["provenance"]["devices"] == str(devices)
     assert answer["provenance"]["collectives"] == collectives
 
