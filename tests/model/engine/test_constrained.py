@@ -80,6 +80,37 @@ def test_every_completion_is_valid_unless_its_tokens_run_out(engine):
     assert ended > 30
 
 
+@pytest.mark.parametrize("numerics", ["float32", "bf16"])
+def test_free_rows_are_the_same_bits_beside_constrained_ones(
+    engines, talking, numerics, monkeypatch
+):
+    engine = engines(talking, numerics=numerics)
+    runner, ran = engine._loop._runner, []
+    for name in ("decode", "run"):
+        step = getattr(runner, name)
+        monkeypatch.setattr(runner, name, lambda name=name, step=step: ran.append(name) or step())
+    wishes = [{"temperature": 0}, {"top_p": 0.9}, {"frequency_penalty": 1}, {"n": 2, "min_p": 0.1}]
+    free = [
+        Request(
+            prompt_token_ids=PROMPTS[i],
+            params=SamplingParams(max_tokens=14, ignore_eos=True, logprobs=2).override(wish),
+            address=f"0/{i}",
+        )
+        for i, wish in enumerate(wishes)
+    ]
+    alone = [f.result().outputs for f in engine.submit_all(free)]
+    assert set(ran) == {"decode"}
+    # The neighbours are sure to outlast them, once their constraint has been compiled.
+    params = SamplingParams(max_tokens=160, structured_outputs={"regex": "[a-z]{900}"})
+    neighbours = [engine.submit(Request(prompt_token_ids=(5, i), params=params)) for i in range(3)]
+    while "run" not in ran:
+        time.sleep(0.001)
+    for _ in range(2):
+        assert [f.result().outputs for f in engine.submit_all(free)] == alone
+    assert "run" in ran
+    assert {f.result().outputs[0].finish_reason for f in neighbours} == {"length"}
+
+
 def test_slow_masks_hold_up_nothing_and_change_nothing(engine, monkeypatch):
     requests = [ask(i) for i in range(24)]
     quick = [f.result().outputs for f in engine.submit_all(requests)]
