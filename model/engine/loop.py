@@ -104,7 +104,7 @@ class Loop:
             self._ran = self._run_ahead()
             return
         if self._sequences:
-            self._round()
+            self._decode()
         busy = len(self._in_flight) > before
         while self._in_flight and (len(self._in_flight) >= IN_FLIGHT or not busy):
             self._collect(self._in_flight.popleft())
@@ -165,7 +165,7 @@ class Loop:
             table_rows(steered[start : start + FILL_ROWS], rows)
             self._runner.fill_tables(rows)
 
-    def _round(self) -> None:
+    def _decode(self) -> None:
         """Several steps, with nothing of the host between them."""
         owners = dict(self.scheduler.running)
         waiting = self.scheduler.waiting > 0
