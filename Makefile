@@ -68,6 +68,16 @@ $(VENV)-lm-eval/.made: requirements-lm-eval.lock pyproject.toml setup.py | $(VEN
 test-lm-eval: $(VENV)-lm-eval/.made  ## run lm-evaluation-harness on local tasks
 	$(VENV)-lm-eval/bin/python -m pytest tests/model/test_lm_eval.py
 
+$(VENV)-fuzz/.made: requirements-fuzz.lock pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)-fuzz
+	$(VENV)-fuzz/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
+	$(VENV)-fuzz/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: fuzz
+fuzz: $(VENV)-fuzz/.made  ## search for files that harm their reader: SECONDS=600 for each kind
+	$(VENV)-fuzz/bin/python -m tests.fuzz.run $(or $(SECONDS),600)
+
 # The compilers for TPUs and GPUs, which need none of them.
 $(VENV)-aot/.made: requirements-aot.lock pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)-aot
@@ -137,6 +147,7 @@ lock: setup-dev  ## choose dependencies anew and write the lock files
 	$(COMPILE) --universal --extra docs -c requirements-dev.lock -o requirements-docs.lock
 	$(COMPILE) --universal --extra lm-eval --extra dev -c requirements-dev.lock -o requirements-lm-eval.lock
 	$(COMPILE) --universal --extra aot --extra dev -c requirements-dev.lock -o requirements-aot.lock
+	$(COMPILE) --universal --extra fuzz --extra dev -c requirements-dev.lock -o requirements-fuzz.lock
 
 .PHONY: clean
 clean:  ## remove what these targets made

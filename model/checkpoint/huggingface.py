@@ -18,7 +18,7 @@ from model.checkpoint import files
 from model.checkpoint.base import HostTensor, first_names, identify, parse_object, wanted_parts
 from model.checkpoint.location import ArrayLocation, describe
 from model.checkpoint.parts import read_parts
-from model.checkpoint.ports import HEAD, Port, find_port, port_config
+from model.checkpoint.ports import HEAD, Port, count_names, find_port, port_config
 from model.checkpoint.quantize_int8 import Recovery, quantize_int8
 from model.checkpoint.safetensors_header import read_header
 from model.config import Grok1Config
@@ -33,6 +33,10 @@ TOKENIZER = "tokenizer.model"
 _INDEX_BYTES = 16 << 20
 _CONFIG_BYTES = 1 << 20
 _SHARD = re.compile(r"[\w.-]+\.safetensors")
+_MOST_MISSING = 10
+"""A config that asks for so many times what there is is not worth a list of what is missing, which
+would be as long as it likes."""
+
 _FLOATS = ("bfloat16", "float16", "float32")
 _NO_WEIGHT = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
 
@@ -101,6 +105,12 @@ class HuggingFaceCheckpoint:
             config = port_config(values)
         except SetupError as error:
             raise SetupError(f"{files.redact(where)}: {error}") from None
+        asked = sum(count_names(tensor) for tensor in tensors(config))
+        if asked > _MOST_MISSING * len(shard_of):
+            raise SetupError(
+                f"{files.redact(where)} asks for {asked:,} arrays, of which {INDEX} names no more "
+                f"than {len(shard_of):,}: use the {CONFIG} that belongs to the checkpoint"
+            )
         return cls(url, port, config, shard_of, sizes)
 
     def as_numbers(self) -> "HuggingFaceCheckpoint":

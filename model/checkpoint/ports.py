@@ -30,7 +30,7 @@ class Port:
         name = start + self.names[tensor.param.name]
         if "experts" not in tensor.param.axes:
             return [name]
-        return [name.format(e=expert) for expert in range(tensor.param.shape[0])]
+        return [name.format(e=expert) for expert in range(count_names(tensor))]
 
 
 PORTS = (
@@ -73,6 +73,11 @@ PORTS = (
         },
     ),
 )
+
+
+def count_names(tensor: Tensor) -> int:
+    """How many names a port has for a tensor."""
+    return tensor.param.shape[0] if "experts" in tensor.param.axes else 1
 
 
 def find_port(names: Collection[str]) -> Port | None:
