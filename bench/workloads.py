@@ -56,6 +56,11 @@ class Workload:
         """Tokens generated for all rows and samples."""
         return sum(job.n * job.max_tokens for job in self.jobs)
 
+    def varied(self, turn: int) -> "Workload":
+        """The same with other tokens; see ``vary``."""
+        jobs = (dataclasses.replace(job, prompt=vary(job.prompt, turn)) for job in self.jobs)
+        return Workload(self.name, tuple(jobs))
+
     def first(self, count: int) -> "Workload":
         """The first rows only, for a look at whether something runs."""
         return Workload(self.name, self.jobs[:count])
@@ -111,6 +116,12 @@ WORKLOADS: dict[str, Callable[[], tuple[Job, ...]]] = {
 def make(name: str) -> Workload:
     """The workload of a name."""
     return Workload(name, WORKLOADS[name]())
+
+
+def vary(prompt: tuple[int, ...], turn: int) -> tuple[int, ...]:
+    """Another prompt for each turn, so that no cache remembers the turn before; 0 is the prompt."""
+    size = VOCAB_SIZE - _FIRST_ID
+    return tuple(_FIRST_ID + (token - _FIRST_ID + 101 * turn) % size for token in prompt)
 
 
 def _ids(draw: random.Random, count: int) -> tuple[int, ...]:
