@@ -45,6 +45,10 @@ demo: setup  ## complete sample prompts with a small model; writes demo-output/
 train-demo: setup-dev  ## train the model that the demo uses anew (half an hour)
 	$(BIN)/python -m examples.training examples/demo-model
 
+.PHONY: bench
+bench: setup-dev  ## measure the engine alone and through grok1 generate (half an hour); ARGS=--quick for a look
+	$(BIN)/python -m bench.throughput $(or $(ARGS),--record)
+
 .PHONY: bench-peers
 bench-peers: setup-dev  ## measure this engine beside its peers, each installed apart (hours, gigabytes)
 	$(BIN)/python -m bench.peers --record

@@ -1,5 +1,7 @@
 """What ``grok1 generate`` loses against the engine alone: the same engine and rows, by turns."""
 
+import dataclasses
+import resource
 import statistics
 import tempfile
 import time
@@ -10,12 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.workloads import Job, vary
+from bench.workloads import Job, uniform, vary
 from model.engine.engine import Engine
 from model.engine.request import Request, RequestOutput
 from pipeline import GenerateOptions, prepare_job, registry
 from pipeline.job import run
 from schemas.sampling import SamplingParams
+
+_SHORT = 8
+"""Tokens of a short row, in and out."""
 
 
 class TimedEngine:
@@ -23,26 +28,38 @@ class TimedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._asked: list[float] = []
-        self._answered: list[float] = []
+        self._asked: list[Took] = []
+        self._answered: list[Took] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def submit_all(self, requests: Sequence[Request]) -> list[Future[RequestOutput]]:
-        self._asked.append(time.perf_counter())
-        futures = self._engine.submit_all(requests)
-        for future in futures:
-            future.add_done_callback(lambda _: self._answered.append(time.perf_counter()))
-        return futures
+    def submit(self, request: Request, cached_tokens: int = 0) -> Future[RequestOutput]:
+        self._asked.append(_now())
+        future = self._engine.submit(request, cached_tokens)
+        future.add_done_callback(lambda _: self._answered.append(_now()))
+        return future
 
     def close(self, **kind: bool) -> None:
         """The engine is not the pipeline's to close."""
 
     @property
-    def seconds(self) -> float:
+    def took(self) -> "Took":
         """From the first submission to the last result."""
-        return max(self._answered) - min(self._asked)
+        first, last = self._asked[0], self._answered[-1]
+        return Took(last.seconds - first.seconds, last.cpu_seconds - first.cpu_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Took:
+    """Seconds, and CPU seconds of this process."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def _now() -> Took:
+    return Took(time.perf_counter(), time.process_time())
 
 
 def compare(engine: Engine, model: str, jobs: Sequence[Job], rounds: int) -> dict[str, Any]:
@@ -54,42 +71,89 @@ def compare(engine: Engine, model: str, jobs: Sequence[Job], rounds: int) -> dic
       jobs: the rows; their prompts and lengths.
       rounds: how often each is done.
     """
-    params = SamplingParams(temperature=0.0, max_tokens=jobs[0].max_tokens, ignore_eos=True)
-    alone, whole, alone_cpu, whole_cpu = [], [], [], []
+    alone, whole = [], []
+    for turn in range(rounds):
+        alone.append(_alone(engine, _varied(jobs, 2 * turn)))
+        whole.append(_generate(engine, model, _varied(jobs, 2 * turn + 1)))
+    return {
+        "rows": len(jobs),
+        "engine_seconds": statistics.median(a.seconds for a in alone),
+        "generate_seconds": statistics.median(w.seconds for w in whole),
+        "engine_cpu_seconds": statistics.median(a.cpu_seconds for a in alone),
+        "generate_cpu_seconds": statistics.median(w.cpu_seconds for w in whole),
+        "ratio": statistics.median(
+            a.seconds / w.seconds for a, w in zip(alone, whole, strict=True)
+        ),
+        "cpu_ratio": statistics.median(
+            a.cpu_seconds / w.cpu_seconds for a, w in zip(alone, whole, strict=True)
+        ),
+    }
+
+
+def growth(engine: Engine, model: str, rows: int) -> dict[str, Any]:
+    """What a row takes through ``grok1 generate`` in ten times as many rows: short ones.
+
+    Short ones, so that what is done for a row, and not for a token, weighs most. Ten runs of the
+    few go around the one of the many, since a machine's speed changes with time.
+    """
+    jobs = [dataclasses.replace(job, max_tokens=_SHORT) for job in uniform(10 * rows)]
+    jobs = [dataclasses.replace(job, prompt=job.prompt[:_SHORT]) for job in jobs]
+    few = [_generate(engine, model, _varied(jobs[:rows], turn)) for turn in range(1, 6)]
+    before = _resident()
+    many = _generate(engine, model, jobs)
+    after = _resident()
+    few += [_generate(engine, model, _varied(jobs[:rows], turn)) for turn in range(6, 11)]
+    return {
+        "rows": rows,
+        "more_rows": len(jobs),
+        "ratio": many.seconds / sum(f.seconds for f in few),
+        "cpu_ratio": many.cpu_seconds / sum(f.cpu_seconds for f in few),
+        "rss_bytes": before,
+        "more_rss_bytes": after,
+    }
+
+
+def _varied(jobs: Sequence[Job], turn: int) -> list[Job]:
+    return [dataclasses.replace(job, prompt=vary(job.prompt, turn)) for job in jobs]
+
+
+def _params(jobs: Sequence[Job]) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=jobs[0].max_tokens, ignore_eos=True)
+
+
+def _alone(engine: Engine, jobs: Sequence[Job]) -> Took:
+    requests = [
+        Request(prompt_token_ids=job.prompt, params=_params(jobs), address=str(i))
+        for i, job in enumerate(jobs)
+    ]
+    timed = TimedEngine(engine)
+    for future in [timed.submit(request) for request in requests]:
+        future.result()
+    return timed.took
+
+
+def _generate(engine: Engine, model: str, jobs: Sequence[Job]) -> Took:
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(rounds):
-            prompts = [vary(job.prompt, 2 * turn) for job in jobs]
-            requests = [
-                Request(prompt_token_ids=prompt, params=params, address=str(i))
-                for i, prompt in enumerate(prompts)
-            ]
-            cpu, timed = time.process_time(), TimedEngine(engine)
-            for future in timed.submit_all(requests):
-                future.result()
-            alone.append(timed.seconds)
-            alone_cpu.append(time.process_time() - cpu)
-            prompts = pa.table(
-                {"prompt_token_ids": [vary(job.prompt, 2 * turn + 1) for job in jobs]}
-            )
-            pq.write_table(prompts, f"{folder}/{turn}.parquet", row_group_size=256)
-            cpu, timed = time.process_time(), TimedEngine(engine)
-            registry.factory = lambda _, timed=timed: timed
+        prompts = pa.table({"prompt_token_ids": [job.prompt for job in jobs]})
+        pq.write_table(prompts, f"{folder}/prompts.parquet", row_group_size=256)
+        timed = TimedEngine(engine)
+        made = registry.factory
+        registry.factory = lambda _: timed
+        try:
             options = GenerateOptions(
                 checkpoint=model,
-                input=(f"{folder}/{turn}.parquet",),
-                output=f"{folder}/{turn}",
-                sampling=params,
+                input=(f"{folder}/prompts.parquet",),
+                output=f"{folder}/completions",
+                sampling=_params(jobs),
             )
             run(prepare_job(options))
             registry.close_all()
-            whole.append(timed.seconds)
-            whole_cpu.append(time.process_time() - cpu)
-    return {
-        "rows": len(jobs),
-        "engine_seconds": statistics.median(alone),
-        "generate_seconds": statistics.median(whole),
-        "engine_cpu_seconds": statistics.median(alone_cpu),
-        "generate_cpu_seconds": statistics.median(whole_cpu),
-        "ratio": statistics.median(a / w for a, w in zip(alone, whole, strict=True)),
-        "cpu_ratio": statistics.median(a / w for a, w in zip(alone_cpu, whole_cpu, strict=True)),
-    }
+        finally:
+            registry.factory = made
+        return timed.took
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()

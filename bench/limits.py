@@ -3,8 +3,8 @@
 The rate of products is the best of all that can be had here: XLA's best form, this project's
 kernels, and oneDNN's packed product, from PyPI, where a compiler is (``bench/onednn.cc``).
 
-Products are counted by CPU seconds of all cores together: other programs on the machine take time
-from a measurement and from what it is compared with, but not from either's CPU seconds.
+All is counted by CPU seconds of all cores together: other programs on the machine take time from
+a measurement and from what it is compared with, but not from either's CPU seconds.
 """
 
 import concurrent.futures
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.machine import cores
 from bench.workloads import Workload
 from model.config import Grok1Config
 from model.kernels.cpu import library, products
@@ -111,11 +112,6 @@ def measure() -> Limits:
     return Limits(rates, _read_rate())
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _best_seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
     run()
     best = float("inf")
@@ -176,5 +172,5 @@ def _onednn() -> float | None:
 def _read_rate() -> float:
     parts = np.array_split(np.ones(_READ_BYTES // 8), cores())
     with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
-        seconds = _best_seconds(lambda: list(pool.map(np.max, parts)), time.perf_counter)
-    return _READ_BYTES / seconds
+        seconds = _best_seconds(lambda: list(pool.map(np.max, parts)), time.process_time)
+    return _READ_BYTES / seconds * cores()

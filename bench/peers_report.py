@@ -3,14 +3,12 @@
 import dataclasses
 import datetime
 import json
-import os
 import pathlib
-import platform
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench import markdown
+from bench import machine, markdown
 
 Round = dict[str, dict[str, Any]]
 """What each peer said in one round, by its name; see ``runners``."""
@@ -73,7 +71,7 @@ class Report:
             parts.append(markdown.table(["this engine is faster than", *self.workloads], ratios))
         part = f", the first {self.first} rows of each workload" if self.first else ""
         parts.append(
-            f"{len(self.rounds)} rounds in turn{part}; {_machine()}; "
+            f"{len(self.rounds)} rounds in turn{part}; {machine.describe()}; "
             f"{datetime.date.today().isoformat()}. " + "; ".join(self._versions()) + "."
         )
         return "\n\n".join(parts)
@@ -82,7 +80,7 @@ class Report:
         """Writes all that was measured, the table into the document, and the plot beside it."""
         name = f"peers-{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H%M}.json"
         _RESULTS.mkdir(exist_ok=True)
-        found = {"machine": _machine(), "first": self.first, "rounds": self.rounds}
+        found = {"machine": machine.describe(), "first": self.first, "rounds": self.rounds}
         (_RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
         markdown.replace(
             _DOCUMENT, "peers", self.markdown() + f"\n\n![the same as bars]({_PLOT.name})"
@@ -149,14 +147,3 @@ class Report:
 def _spread(rates: Sequence[float]) -> str:
     middle = statistics.median(rates)
     return f"{middle:,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"
-
-
-def _machine() -> str:
-    """The processor and how many cores of it."""
-    model = platform.processor()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{os.cpu_count()} cores of {model or platform.machine()}"

@@ -1,7 +1,7 @@
 """How fast the engine is, alone and through ``grok1 generate``, beside what the machine could do.
 
-    python -m bench.throughput                 # all workloads; writes bench/results/throughput.json
-    python -m bench.throughput --quick         # a look, in about a minute
+    python -m bench.throughput --record        # all of it, into bench/results/ and the document
+    python -m bench.throughput --quick         # a look, in a minute or two
 
 The model is Grok-1's architecture at a size that a small machine holds (``grok1 synth --preset
 bench``). Wall time is what a user waits for; on a machine that others use as well, CPU seconds say
@@ -14,7 +14,6 @@ import datetime
 import json
 import pathlib
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,10 +21,7 @@ import time
 from concurrent.futures import as_completed
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from bench import end_to_end, limits, workloads
+from bench import end_to_end, limits, machine, throughput_report, workloads
 from bench.limits import Limits
 from bench.workloads import Workload
 from model.checkpoint.synth import synthesize
@@ -36,11 +32,10 @@ from model.engine.request import Request
 from model.engine.scoring import ScoreRequest
 from schemas.sampling import SamplingParams
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "throughput.json"
 MODEL = pathlib.Path(tempfile.gettempdir()) / "grok1-bench-model"
-CONFIG = PRESETS["bench"]
 
-_QUICK_ROWS = 64
+_QUICK_ROWS = 16
+_SLOTS = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +51,8 @@ class Run:
       prompt_tokens: asked for.
       computed_tokens: prompt tokens that were run; the others were shared.
       occupancy: share of decode rows in use, while a row waited for one.
-      limit_seconds: what the machine could do it in at best.
+      limit_seconds: what the machine could do it in at best, by all of its cores.
+      limit_share: share of that limit, by the CPU seconds that were taken.
     """
 
     workload: str
@@ -68,14 +64,10 @@ class Run:
     computed_tokens: int
     occupancy: float
     limit_seconds: float
-
-    @property
-    def limit_share(self) -> float:
-        """Share of the machine's limit, by the CPU seconds that were taken."""
-        return self.limit_seconds * limits.cores() / self.cpu_seconds
+    limit_share: float
 
 
-def run_workload(engine: Engine, workload: Workload, machine: Limits, rows: int) -> Run:
+def run_workload(engine: Engine, workload: Workload, limit: Limits) -> Run:
     """Asks for all rows at once and waits for them."""
     before, used = engine.stats(), time.process_time()
     started = time.perf_counter()
@@ -88,7 +80,8 @@ def run_workload(engine: Engine, workload: Workload, machine: Limits, rows: int)
         assert future.result().error is None, future.result().error
     gain = gained(before, engine.stats())
     computed = gain.prefilled_tokens
-    work = limits.work_of(CONFIG, workload, computed, rows)
+    work = limits.work_of(engine.config, workload, computed, engine.capacity)
+    limit_seconds = limit.seconds(work)
     return Run(
         workload=workload.name,
         seconds=seconds,
@@ -98,7 +91,8 @@ def run_workload(engine: Engine, workload: Workload, machine: Limits, rows: int)
         prompt_tokens=workload.prompt_tokens,
         computed_tokens=computed,
         occupancy=gain.occupancy_while_waiting,
-        limit_seconds=machine.seconds(work),
+        limit_seconds=limit_seconds,
+        limit_share=limit_seconds * machine.cores() / used,
     )
 
 
@@ -146,111 +140,73 @@ def measure_start(model: str, cache: str) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints the tables, and on request records them."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", help=f"the bench model (made in {MODEL} if not given)")
-    add("--workloads", nargs="+", choices=workloads.WORKLOADS, default=list(workloads.WORKLOADS))
+    names = list(workloads.WORKLOADS)
+    add("--checkpoint", metavar="DIR", help=f"another model (the bench model, in {MODEL})")
+    add("--workloads", nargs="+", choices=names, default=names, metavar="WORK", help=str(names))
     add("--rounds", type=int, default=2, metavar="N", help="times that each is run (2)")
     add("--rows", type=int, metavar="N", help="only the first N rows of each")
-    add("--slots", type=int, metavar="N", help="sequences decoded at once")
+    add("--slots", type=int, default=_SLOTS, metavar="N", help="decoded at once (%(default)s)")
     add("--end-to-end-rows", type=int, default=2000, metavar="N", help="(2000; 0 for none)")
-    add("--quick", action="store_true", help=f"one round of {_QUICK_ROWS} rows, nothing written")
-    add("--output", type=pathlib.Path, default=RESULTS, metavar="FILE", help="(%(default)s)")
+    add("--growth-rows", type=int, default=1000, metavar="N", help="and ten times (1000; 0: none)")
+    add("--quick", action="store_true", help=f"one round of {_QUICK_ROWS} rows")
+    add("--record", action="store_true", help="write the results and the table into the project")
     given = parser.parse_args(arguments)
     if given.quick:
-        given.rounds, given.end_to_end_rows = 1, min(given.end_to_end_rows, 2 * _QUICK_ROWS)
-        given.rows = given.rows or _QUICK_ROWS
-    console = Console(highlight=False)
-    model = given.checkpoint or make_model(console)
+        given.rounds, given.rows = 1, given.rows or _QUICK_ROWS
+        given.end_to_end_rows = min(given.end_to_end_rows, given.rows)
+        given.growth_rows = min(given.growth_rows, given.rows // 4)
+    result = measure(given, given.checkpoint or make_model())
+    print("\n" + throughput_report.markdown_of(result))
+    if given.record:
+        print("\nwritten: " + ", ".join(map(str, throughput_report.record(result))))
 
-    result: dict[str, Any] = {"date": datetime.datetime.now(datetime.UTC).isoformat("T", "minutes")}
+
+def measure(given: argparse.Namespace, model: str) -> dict[str, Any]:
+    """All that was asked for, as it is recorded."""
+    date = datetime.datetime.now(datetime.UTC).isoformat("T", "minutes")
+    result: dict[str, Any] = {"date": date, "machine": machine.describe(), "rows": given.rows}
     with tempfile.TemporaryDirectory() as cache:
         result["start"] = {kind: measure_start(model, cache) for kind in ("cold", "warm")}
-    machine = limits.measure()
-    result["limits"] = dataclasses.asdict(machine)
+    limit = limits.measure()
+    result["limits"] = dataclasses.asdict(limit)
     runs: list[Run] = []
     with Engine.from_checkpoint(model, options=EngineOptions(slots=given.slots)) as engine:
         result["engine"] = engine.provenance()
-        rows = int(result["engine"]["slots"])
-        run_workload(engine, workloads.make("uniform-128").first(8), machine, rows)
+        run_workload(engine, workloads.make("uniform-128").first(8), limit)
         for turn in range(given.rounds):
             for name in given.workloads:
                 workload = workloads.make(name).varied(turn)
                 workload = workload.first(given.rows) if given.rows else workload
-                runs.append(run_workload(engine, workload, machine, rows))
-                console.print(f"  {name}: {runs[-1].seconds:.1f} s", style="dim")
+                runs.append(run_workload(engine, workload, limit))
+                print(f"round {turn + 1}, {name}: {runs[-1].seconds:.1f} s", flush=True)
+        result["runs"] = [dataclasses.asdict(run) for run in runs]
+        result["peak_rss_bytes"] = peak_rss()
         if given.end_to_end_rows:
-            result["end_to_end"] = end_to_end.compare(
-                engine, model, workloads.uniform(given.end_to_end_rows), given.rounds
-            )
-    result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result["runs"] = [{**dataclasses.asdict(r), "limit_share": r.limit_share} for r in runs]
-    show(console, result, runs)
-    if not given.quick:
-        given.output.parent.mkdir(exist_ok=True)
-        given.output.write_text(json.dumps(result, indent=1) + "\n")
-        console.print(f"written to {given.output}")
+            rows = workloads.uniform(given.end_to_end_rows)
+            result["end_to_end"] = end_to_end.compare(engine, model, rows, given.rounds)
+        if given.growth_rows:
+            result["growth"] = end_to_end.growth(engine, model, given.growth_rows)
+    return result
 
 
-def make_model(console: Console) -> str:
+def make_model() -> str:
     """The bench model's folder, made if it is not there."""
     if not (MODEL / "config.json").exists():
-        console.print(f"making the bench model in {MODEL}")
-        synthesize(str(MODEL), CONFIG)
+        print(f"making the bench model in {MODEL}", flush=True)
+        synthesize(str(MODEL), PRESETS["bench"])
     return str(MODEL)
 
 
-def show(console: Console, result: dict[str, Any], runs: list[Run]) -> None:
-    """Prints medians as tables."""
-    table = Table(title="engine alone, medians", title_justify="left")
-    table.add_column("workload")
-    for name in (
-        "output tok/s",
-        "prompt tok/s",
-        "first result",
-        "slots full*",
-        "cores had",
-        "of the limit",
-    ):
-        table.add_column(name, justify="right")
-    for name in dict.fromkeys(run.workload for run in runs):
-        some = [run for run in runs if run.workload == name]
-
-        def median(value, some=some):
-            return statistics.median(map(value, some))
-
-        table.add_row(
-            name,
-            f"{median(lambda r: r.output_tokens / r.seconds):,.0f}",
-            f"{median(lambda r: r.prompt_tokens / r.seconds):,.0f}",
-            f"{median(lambda r: r.first_result_seconds):.2f} s",
-            f"{median(lambda r: r.occupancy):.1%}",
-            f"{median(lambda r: r.cpu_seconds / r.seconds):.2f}",
-            f"{median(lambda r: r.limit_share):.0%}",
-        )
-    console.print(table)
-    console.print("* of the decode rows, while a row waited for one\n", style="dim")
-    facts = Table.grid(padding=(0, 2))
-    rates = ", ".join(f"{k} {v / 1e9:,.0f}" for k, v in result["limits"]["products"].items())
-    facts.add_row("limit", f"{rates} GFLOP/s of bfloat16 products by {limits.cores()} cores;")
-    facts.add_row("", f"{result['limits']['read_rate'] / 1e9:.0f} GB/s of memory read")
-    for kind, start in result["start"].items():
-        facts.add_row(
-            f"{kind} start",
-            f"{start['first_token_seconds']:.1f} s to the first token, "
-            f"{start['compile_seconds']:.1f} s of it compiling, {start['load_seconds']:.1f} s "
-            "loading at the same time",
-        )
-    if found := result.get("end_to_end"):
-        facts.add_row(
-            "grok1 generate",
-            f"{found['ratio']:.3f} of the engine alone, {found['rows']:,} rows "
-            f"({found['generate_seconds']:.1f} s, {found['engine_seconds']:.1f} s)",
-        )
-    facts.add_row("peak memory", f"{result['peak_rss_bytes'] / 1e9:.1f} GB")
-    console.print(facts)
+def peak_rss() -> int:
+    """The most memory in bytes that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
