@@ -10,10 +10,14 @@ HOSTILE = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run over hostile and broken prompts, and what was asked of it."""
+    """A finished run over hostile prompts or contexts, one of them broken, and what they were.
+
+    Each of the others has ``each`` answers.
+    """
 
     output: pathlib.Path
     prompts: list[str | None]
+    each: int = 1
 
     @property
     def page(self) -> str:

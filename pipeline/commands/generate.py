@@ -8,7 +8,7 @@ Beam's own options, such as --runner or --direct_num_workers, pass through.
 import argparse
 from collections.abc import Sequence
 
-from pipeline.commands import arguments
+from pipeline.commands import arguments, report
 from pipeline.commands.limits import add_limits
 from pipeline.commands.sampling import add_sampling, sampling_params
 from pipeline.options import OVER_LENGTH, GenerateOptions
@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, output_required: bool = Tr
         "--echo", action="store_true", help="put the prompt before the completion's text"
     )
     run = arguments.add_run(parser, OVER_LENGTH, "prompts that leave no room for max_tokens")
-    run.add_argument(
-        "--report",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write an HTML report when finished (on)",
-    )
+    report.add_switch(run)
     add_limits(parser)
     arguments.add_dataflow(parser)
     arguments.add_engine(parser)

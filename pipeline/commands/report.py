@@ -7,6 +7,7 @@ at too. The file asks no network for anything.
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 HELP = "show what a run came to, as one HTML file"
 
@@ -18,8 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("output", metavar="OUTPUT", help="the output folder of a run")
     add("--to", metavar="FILE", help="where to write it (OUTPUT/_report.html)")
-    add("--samples", type=int, default=SAMPLES, metavar="N", help="completions to show (200)")
+    add("--samples", type=int, default=SAMPLES, metavar="N", help="rows to show (200)")
     add("--tokenizer", metavar="FILE", help="the job's, to colour tokens by their probability")
+
+
+def add_switch(parser: Any) -> None:
+    """Adds, to a command that runs a job, whether it writes a report."""
+    parser.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write an HTML report when finished (on)",
+    )
 
 
 def run(given: argparse.Namespace, _: Sequence[str]) -> int:

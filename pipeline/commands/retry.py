@@ -9,6 +9,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from pipeline.commands import report
+
 HELP = "run only the errored rows of a run again"
 PASSES_THROUGH = True
 
@@ -22,12 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="FILE", help="where the tokenizer is now")
     add("--input", nargs="+", metavar="PATH", help="where the input is now")
     add("--few-shot", metavar="FILE", help="where the examples are now")
-    add(
-        "--report",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write the HTML report anew (on)",
-    )
+    report.add_switch(parser)
 
 
 def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:

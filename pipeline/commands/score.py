@@ -12,7 +12,7 @@ Started again, the same command does only what is missing. Every path may be a U
 import argparse
 from collections.abc import Sequence
 
-from pipeline.commands import arguments
+from pipeline.commands import arguments, report
 from pipeline.commands.limits import add_limits
 from pipeline.options import ScoreOptions
 from schemas.sampling import MAX_LOGPROBS
@@ -40,11 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "lm-evaluation-harness)",
     )
     arguments.add_prompting(parser, "context")
-    arguments.add_run(
+    run = arguments.add_run(
         parser,
         ("error", "truncate_left"),
         "contexts that leave no room for their continuation",
     )
+    report.add_switch(run)
     add_limits(parser)
     arguments.add_dataflow(parser)
     arguments.add_engine(parser)
@@ -55,4 +56,4 @@ def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     options = ScoreOptions(
         logprobs=given.logprobs, stride=given.stride, **arguments.job_options(given)
     )
-    return arguments.run_job(options, given, beam_arguments, add_arguments, report=False)
+    return arguments.run_job(options, given, beam_arguments, add_arguments, report=given.report)

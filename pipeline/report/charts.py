@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.collect import Findings
-from pipeline.report.rows import LOGPROB_BINS
+from pipeline.report.completion_rows import LOGPROB_BINS, CompletionStatistics
+from pipeline.report.score_rows import (
+    BYTE_PERPLEXITY_BINS,
+    PERPLEXITY_BINS,
+    ScoreStatistics,
+)
 
 _TIME_BINS = 80
 _LENGTH_BINS = 40
@@ -18,21 +23,48 @@ Spec = dict[str, Any]
 def all_charts(found: Findings) -> dict[str, Spec]:
     """Chart id -> specification; charts that would show nothing are left out."""
     rows, totals = found.rows, found.checked["totals"]
-    over_time = timeline(found.parts)
-    charts = {
-        "throughput": over_time and _line(over_time, "tokens_per_second", "completion tokens/s"),
-        "occupancy": over_time and _line(over_time, "occupancy", "slots in use", share=True),
-        "prompt-length": _lengths(rows.prompt_tokens, "prompt tokens"),
-        "completion-length": _lengths(rows.completion_tokens, "completion tokens"),
-        "finish-reason": _bars(totals["finish_reasons"], "completions"),
-        "logprob": _logprobs(rows.mean_logprob),
-        "errors": _bars(totals["errors"], "rows"),
-    }
+    if isinstance(rows, ScoreStatistics):
+        charts = _of_scores(rows, found.parts)
+    else:
+        charts = _of_completions(rows, totals, found.parts)
+    charts["errors"] = _bars(totals["errors"], "rows")
     return {name: spec for name, spec in charts.items() if spec}
 
 
-def timeline(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Completion tokens a second and slot occupancy, over the wall clock.
+def _of_completions(
+    rows: CompletionStatistics, totals: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
+) -> dict[str, Spec | None]:
+    over_time = timeline(parts)
+    return {
+        "throughput": _line(over_time, "tokens_per_second", "completion tokens/s"),
+        "occupancy": _line(over_time, "occupancy", "slots in use", share=True),
+        "prompt-length": _lengths(rows.prompt_tokens, "prompt tokens"),
+        "completion-length": _lengths(rows.completion_tokens, "completion tokens"),
+        "finish-reason": _bars(totals["finish_reasons"], "completions"),
+        "logprob": _binned(rows.mean_logprob, LOGPROB_BINS, "mean log-probability of a token"),
+    }
+
+
+def _of_scores(rows: ScoreStatistics, parts: Sequence[Mapping[str, Any]]) -> dict[str, Spec | None]:
+    over_time = timeline(parts, "scored_tokens")
+    greedy = {"greedy": rows.greedy, "another": rows.scores - rows.greedy}
+    return {
+        "throughput": _line(over_time, "tokens_per_second", "scored tokens/s"),
+        "logprob": _binned(rows.mean_logprob, LOGPROB_BINS, "mean log-probability of a token"),
+        "perplexity": _binned(rows.perplexity, PERPLEXITY_BINS, "perplexity", log=True),
+        "byte-perplexity": _binned(
+            rows.byte_perplexity, BYTE_PERPLEXITY_BINS, "perplexity of a byte", log=True
+        ),
+        "greedy": _bars(greedy if rows.scores else {}, "continuations"),
+        "prompt-length": _lengths(rows.context_tokens, "context tokens"),
+        "completion-length": _lengths(rows.continuation_tokens, "scored tokens"),
+    }
+
+
+def timeline(
+    parts: Sequence[Mapping[str, Any]], counted: str = "completion_tokens"
+) -> list[dict[str, Any]]:
+    """Tokens a second, of those that ``counted`` names, and slot occupancy, over the wall clock.
 
     A part says when it was committed and how long its chunk took; its tokens are spread evenly over
     that time. Times at which nothing ran, between a run and its resumption, are left out.
@@ -51,7 +83,7 @@ def timeline(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for begin, end, part in spans:
         inside = np.clip(np.minimum(end, edges[1:]) - np.maximum(begin, edges[:-1]), 0, None)
         share = inside / max(inside.sum(), 1e-9)
-        tokens += share * part["completion_tokens"]
+        tokens += share * part[counted]
         asked += share * part["decode_rows"]
         used += share * part["decode_rows_used"]
     width = max(edges[1] - edges[0], 1e-9)
@@ -66,7 +98,9 @@ def timeline(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _line(values: list[dict[str, Any]], field: str, title: str, share: bool = False) -> Spec:
+def _line(values: list[dict[str, Any]], field: str, title: str, share: bool = False) -> Spec | None:
+    if not values:
+        return None
     scale: Spec = {"scale": {"domain": [0, 1]}, "axis": {"format": "%"}} if share else {}
     return _chart(
         values,
@@ -94,19 +128,20 @@ def _lengths(counts: Mapping[int, int], title: str) -> Spec | None:
     return _histogram(values, title)
 
 
-def _logprobs(counts: np.ndarray) -> Spec | None:
+def _binned(counts: np.ndarray, edges: np.ndarray, title: str, log: bool = False) -> Spec | None:
     if not counts.sum():
         return None
-    edges = LOGPROB_BINS.tolist()
+    places = [float(f"{edge:.4g}") for edge in edges]
     values = [
-        {"start": round(edges[i], 2), "end": round(edges[i + 1], 2), "rows": int(n)}
+        {"start": places[i], "end": places[i + 1], "rows": int(n)}
         for i, n in enumerate(counts)
         if n
     ]
-    return _histogram(values, "mean log-probability of a token")
+    return _histogram(values, title, log)
 
 
-def _histogram(values: list[dict[str, Any]], title: str) -> Spec:
+def _histogram(values: list[dict[str, Any]], title: str, log: bool = False) -> Spec:
+    scale: Spec = {"scale": {"type": "log", "nice": False}} if log else {}
     return _chart(
         values,
         mark={"type": "bar"},  # rounded ends make ranged bars vanish
@@ -115,7 +150,8 @@ def _histogram(values: list[dict[str, Any]], title: str) -> Spec:
             "type": "quantitative",
             "bin": "binned",
             "title": title,
-            "axis": {"tickCount": 6},
+            "axis": {"tickCount": 6, "labelOverlap": True},
+            **scale,
         },
         x2={"field": "end"},
         y={"field": "rows", "type": "quantitative", "title": "rows"},
@@ -126,11 +162,12 @@ def _bars(counts: Mapping[str, int], title: str) -> Spec | None:
     if not counts:
         return None
     values = [{"name": name, "rows": number} for name, number in counts.items()]
+    axis = {"tickCount": min(5, max(counts.values()))}  # no halves of a row
     return _chart(
         values,
         mark={"type": "bar", "cornerRadiusEnd": 2},
         height={"step": 30},
-        x={"field": "rows", "type": "quantitative", "title": title, "axis": {"tickCount": 5}},
+        x={"field": "rows", "type": "quantitative", "title": title, "axis": axis},
         y={"field": "name", "type": "nominal", "title": None, "sort": "-x"},
     )
 

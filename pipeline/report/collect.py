@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,9 @@ from model.tokenizer import Tokenizer
 from pipeline.claim import JOB
 from pipeline.finalize import survey
 from pipeline.plan import is_part
-from pipeline.report.rows import RowStatistics, Sample, sample_of
+from pipeline.report.completion_rows import CompletionStatistics, completion_sample
+from pipeline.report.samples import Sample
+from pipeline.report.score_rows import ScoreStatistics, score_sample
 from pipeline.storage import Folder, open_parquet
 from schemas.completion import ERRORED, SUCCEEDED
 from schemas.error import SetupError
@@ -29,6 +31,29 @@ ROWS_READ = 2_000_000
 _EXAMPLES = 5
 _BATCH_ROWS = 4096
 _BUFFER_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """How the rows of a task are looked at.
+
+    Attributes:
+      statistics: makes what counts them.
+      sample: makes one to look at of a row, the added columns' prefix and the job's settings.
+      index: the column that numbers the output rows of an input row.
+    """
+
+    statistics: Callable[[], CompletionStatistics | ScoreStatistics]
+    sample: Callable[[dict[str, Any], str, dict[str, Any]], Sample]
+    index: str
+
+
+_KINDS = {
+    "generate": _Kind(
+        statistics=CompletionStatistics, sample=completion_sample, index="sample_index"
+    ),
+    "score": _Kind(statistics=ScoreStatistics, sample=score_sample, index="continuation_index"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,19 +84,24 @@ class Findings:
       rows: distributions over the rows that were read.
       rows_read: how many that were, of ``checked["totals"]["rows_out"]``.
       errors: code -> a few rows.
-      samples: completions to look at, chosen by their ids' hash, so that they are the same ones
-        each time.
+      samples: rows to look at, chosen by their ids' hash, so that they are the same ones each
+        time.
       made_at: when this was collected, UTC.
     """
 
     checked: dict[str, Any]
     job: dict[str, Any]
     parts: list[dict[str, Any]]
-    rows: RowStatistics
+    rows: CompletionStatistics | ScoreStatistics
     rows_read: int
     errors: dict[str, list[ErrorExample]]
     samples: list[Sample]
     made_at: datetime.datetime
+
+    @property
+    def task(self) -> str:
+        """What was done with the rows."""
+        return self.job["settings"]["task"]
 
 
 def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) -> Findings:
@@ -79,9 +109,9 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
 
     Args:
       output: the folder, or its URL.
-      samples: completions to pick.
-      tokenizer: the job's SentencePiece model, to show token by token what a completion's
-        log-probabilities belong to; by default the one that the job named, if it can be read.
+      samples: rows to pick.
+      tokenizer: the job's SentencePiece model, to show token by token what log-probabilities
+        belong to; by default the one that the job named, if it can be read.
 
     Raises:
       SetupError: the folder is no run's output, or holds no part yet.
@@ -93,14 +123,10 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
     if not checked["parts_present"]:
         raise SetupError(f"{files.redact(output)} holds no part yet; wait for the first chunk")
     job = json.loads(folder.read(JOB) or b"{}")
-    if job["settings"]["task"] != "generate":
-        raise SetupError(
-            f"{files.redact(output)} holds scores, and a report is about completions; see "
-            "grok1 inspect, and the columns logprob and perplexity"
-        )
+    kind = _KINDS[job["settings"]["task"]]
     vocabulary = _tokenizer(tokenizer, job)
     prefix = job["settings"].get("output_prefix", "")
-    statistics, errors = RowStatistics(), dict[str, list[ErrorExample]]()
+    statistics, errors = kind.statistics(), dict[str, list[ErrorExample]]()
     picked: list[tuple[int, int, Sample]] = []
     read = 0
     for part in _thinned([line["part"] for line in lines], checked["totals"]["rows_out"]):
@@ -108,7 +134,7 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
             read += batch.num_rows
             statistics.add(batch, prefix)
             _note_errors(batch, prefix, errors)
-            _pick(batch, prefix, job["settings"], picked, samples)
+            _pick(batch, kind, prefix, job["settings"], picked, samples)
     return Findings(
         checked=checked,
         job=job,
@@ -177,6 +203,7 @@ def _note_errors(batch: pa.RecordBatch, prefix: str, errors: dict[str, list[Erro
 
 def _pick(
     batch: pa.RecordBatch,
+    kind: _Kind,
     prefix: str,
     settings: dict[str, Any],
     picked: list[tuple[int, int, Sample]],
@@ -185,14 +212,14 @@ def _pick(
     """Keeps the rows whose ids are smallest: ids are hashes, so that is a fair draw."""
     uids = batch.column(prefix + "row_uid").to_pylist()
     status = batch.column(prefix + "status").to_pylist()
-    index = batch.column(prefix + "sample_index").to_pylist()
+    index = batch.column(prefix + kind.index).to_pylist()
     for i, uid in enumerate(uids):
         if status[i] != SUCCEEDED or not most:
             continue
         rank = (-int(uid[:15], 16), -(index[i] or 0))
         if len(picked) == most and rank <= picked[0][:2]:
             continue
-        entry = (*rank, sample_of(batch.slice(i, 1).to_pylist()[0], prefix, settings))
+        entry = (*rank, kind.sample(batch.slice(i, 1).to_pylist()[0], prefix, settings))
         if len(picked) < most:
             heapq.heappush(picked, entry)
         else:

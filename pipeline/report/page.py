@@ -5,8 +5,11 @@ import json
 from typing import Any
 
 from model.checkpoint import files
+from model.evaluation import perplexity
 from pipeline.report.charts import all_charts
 from pipeline.report.collect import Findings
+from pipeline.report.completion_rows import CompletionStatistics
+from pipeline.report.samples import figure
 from schemas.error import SetupError
 
 REPORT = "_report.html"
@@ -34,7 +37,7 @@ def render(found: Findings) -> str:
         return (assets / name).read_text("utf-8")
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "json": _json}
+    environment.filters |= {"number": _number, "figure": figure, "json": _json}
     return environment.from_string(asset("report.html.jinja")).render(
         style=asset("report.css"),
         script=asset("report.js"),
@@ -48,7 +51,6 @@ def _view(found: Findings) -> dict[str, Any]:
     missing = checked["rows"] - totals["rows_in"]
     seconds = sum(part["seconds"] for part in found.parts)
     asked = sum(part["decode_rows"] for part in found.parts)
-    looked_at = max(1, int(found.rows.repetition.sum()))
     engines = sorted({part["engine"] for part in found.parts} - {"{}"})
     return {
         "url": checked["url"],
@@ -62,16 +64,32 @@ def _view(found: Findings) -> dict[str, Any]:
         "missing": missing,
         "chunk_seconds": seconds,
         "occupancy": sum(p["decode_rows_used"] for p in found.parts) / asked if asked else None,
-        "looping": found.rows.looping / looked_at,
+        "task": found.task,
+        "tokens_out": "scored_tokens" if found.task == "score" else "completion_tokens",
+        **_figures(found),
         "rows_read": found.rows_read,
         "charts": all_charts(found),
         "errors": found.errors,
         "slowest": sorted(found.parts, key=lambda part: -part["seconds"])[:_SLOWEST],
-        "samples": [vars(sample) for sample in found.samples],
+        "samples": [{**vars(sample), "facts": sample.facts} for sample in found.samples],
         "settings": checked["settings"],
         "engines": [json.loads(engine) for engine in engines],
         "codes": sorted({part["code"] for part in found.parts}),
         "checkpoint": files.redact(found.job.get("checkpoint") or ""),
+    }
+
+
+def _figures(found: Findings) -> dict[str, float | None]:
+    """What stands on the tiles of one task alone; None where there is nothing to tell."""
+    rows, totals = found.rows, found.checked["totals"]
+    if isinstance(rows, CompletionStatistics):
+        return {"looping": rows.looping / max(1, int(rows.repetition.sum()))}
+    tokens, size = totals["scored_tokens"], totals["text_bytes"]
+    scored = totals["rows_out"] - totals["errored"]
+    return {
+        "perplexity": perplexity(totals["logprob"], tokens) if tokens else None,
+        "byte_perplexity": perplexity(totals["text_logprob"], size) if size else None,
+        "greedy": totals["greedy"] / scored if scored else None,
     }
 
 

@@ -59,7 +59,7 @@ def command(tmp_path: pathlib.Path, talking: str, capfd: pytest.CaptureFixture[s
         if table is not None:
             jobs.write(tmp_path / "in" / "a.parquet", table)
         given = ["--checkpoint", checkpoint, "--input", source, "--output", output]
-        words = [name, *given, *ENGINE, *arguments]
+        words = [name, *given, *ENGINE, "--no-report", *arguments]
         capfd.readouterr()
         code = main([str(word) for word in words])
         out, err = capfd.readouterr()
@@ -72,7 +72,7 @@ def command(tmp_path: pathlib.Path, talking: str, capfd: pytest.CaptureFixture[s
 @pytest.fixture
 def generate(command: Generate) -> Generate:
     """Runs ``grok1 generate``; see ``command``."""
-    return functools.partial(command, "generate", "--no-report")
+    return functools.partial(command, "generate")
 
 
 @pytest.fixture

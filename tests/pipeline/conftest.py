@@ -45,16 +45,36 @@ def prepare(tmp_path: pathlib.Path, options: Callable[..., GenerateOptions]) -> 
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Run:
-    folder = tmp_path_factory.mktemp("report")
+def shallow(tmp_path_factory) -> pathlib.Path:
+    """A checkpoint of one layer with a tokenizer."""
+    folder = tmp_path_factory.mktemp("shallow")
     config = dataclasses.replace(PRESETS["tiny"], num_layers=1)
-    checkpoint = folder / "checkpoint"
-    synthesize(str(checkpoint), config, tokenizer=synthesize_tokenizer(config.vocab_size))
+    synthesize(str(folder), config, tokenizer=synthesize_tokenizer(config.vocab_size))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(shallow, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("report")
     prompts = [HOSTILE, None, "=cmd|' /C calc'!A0", "needle in a haystack", *["import os\n"] * 20]
     table = pa.table({"prompt": prompts, "custom_id": [f"<b>{i}</b>" for i in range(len(prompts))]})
     pq.write_table(table, folder / "in.parquet")
-    arguments = ["generate", "--checkpoint", checkpoint, "--input", folder / "in.parquet"]
+    arguments = ["generate", "--checkpoint", shallow, "--input", folder / "in.parquet"]
     arguments += ["--output", folder / "out", "--max-tokens", "12", "--logprobs", "1"]
     arguments += ["--chunk-rows", "6", "--slots", "8", "--max-context", "256"]
     assert main([str(argument) for argument in arguments]) == ROW_ERRORS
     return Run(folder / "out", prompts)
+
+
+@pytest.fixture(scope="session")
+def scored(shallow, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("scores")
+    contexts = [HOSTILE, "An empty list follows", "needle in a haystack", *["import"] * 9]
+    answers = [[" os", " re\n"] if i != 1 else [] for i in range(len(contexts))]
+    ids = [f"<b>{i}</b>" for i in range(len(contexts))]
+    table = pa.table({"context": contexts, "continuations": answers, "custom_id": ids})
+    pq.write_table(table, folder / "in.parquet")
+    arguments = ["score", "--checkpoint", shallow, "--input", folder / "in.parquet"]
+    arguments += ["--output", folder / "out", "--chunk-rows", "6", "--max-context", "256"]
+    assert main([str(argument) for argument in arguments]) == ROW_ERRORS
+    return Run(folder / "out", contexts, each=2)

@@ -24,7 +24,7 @@ const samples = data("samples-data");
 const list = document.getElementById("list");
 const more = document.getElementById("more");
 const searched = samples.map((s) =>
-  [s.prompt, s.completion, s.row_uid, s.custom_id ?? "", s.finish_reason].join("\n").toLowerCase());
+  [s.prompt, s.answer, s.row_uid, ...s.facts].join("\n").toLowerCase());
 let found = samples;
 let shown = 0;
 
@@ -36,10 +36,10 @@ function element(tag, name, text) {
   return made;
 }
 
-function completion(sample) {
+function answer(sample) {
   const box = element("div", "text");
   if (!sample.pieces) {
-    box.textContent = sample.completion;
+    box.textContent = sample.answer;
     return box;
   }
   sample.pieces.forEach((piece, i) => {
@@ -55,12 +55,10 @@ function completion(sample) {
 function card(sample) {
   const made = element("article", "sample");
   const meta = element("div", "meta");
-  const facts = [sample.custom_id ?? sample.row_uid, `${sample.tokens} tokens`, `ended by ${sample.finish_reason}`];
-  if (sample.sample_index) facts.push(`sample ${sample.sample_index}`);
-  if (sample.mean_logprob !== null) facts.push(`${sample.mean_logprob.toFixed(2)} a token`);
-  facts.forEach((fact) => meta.append(element("span", "", fact)));
-  const pair = element("div", "pair");
-  pair.append(element("div", "text prompt", sample.prompt), completion(sample));
+  sample.facts.forEach((fact) => meta.append(element("span", "", fact)));
+  const pair = element("div", sample.prompt ? "pair" : "");
+  if (sample.prompt) pair.append(element("div", "text prompt", sample.prompt));
+  pair.append(answer(sample));
   made.append(meta, pair);
   return made;
 }

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.report.charts import timeline
 from pipeline.report.collect import collect
-from pipeline.report.rows import repetition
+from pipeline.report.completion_rows import completion_sample, repetition
+from pipeline.report.score_rows import PERPLEXITY_BINS, score_sample
 from schemas.error import SetupError
 
 
@@ -26,6 +27,52 @@ def test_totals_come_from_the_parts(finished):
     assert found.rows.mean_logprob.sum() == totals["succeeded"]
     (example,) = found.errors["prompt_missing"]
     assert (example.custom_id, example.param) == ("<b>1</b>", "prompt")
+
+
+def test_totals_of_scores(scored):
+    found = collect(str(scored.output))
+    rows, totals = found.rows, found.checked["totals"]
+    good = 2 * (len(scored.prompts) - 1)
+    assert totals["rows_out"] == found.rows_read == good + 1
+    assert rows.scores == good
+    for counts in (rows.mean_logprob, rows.perplexity, rows.byte_perplexity):
+        assert counts.sum() == good
+    tokens = sum(length * number for length, number in rows.continuation_tokens.items())
+    assert tokens == totals["scored_tokens"]
+    assert rows.greedy == totals["greedy"]
+    assert list(found.errors) == ["continuation_empty"]
+    assert len(found.samples) == good
+    for sample in found.samples:
+        assert math.isclose(sum(sample.logprobs), sample.logprob, rel_tol=1e-5)
+        assert "".join(sample.pieces) == sample.answer in (" os", " re\n")
+        inside = np.searchsorted(PERPLEXITY_BINS, min(sample.perplexity, 1e6)) - 1
+        assert rows.perplexity[inside] > 0
+        assert f"log-likelihood {sample.logprob:,.2f}" in sample.facts
+
+
+def test_of_a_long_document_the_beginning_is_shown():
+    row = {
+        "row_uid": "a",
+        "continuation_index": 0,
+        "document": "word " * 9000,
+        "token_ids": [5] * 9000,
+        "token_logprobs": [-1.0] * 9000,
+        "logprob": -9000.0,
+        "perplexity": math.e,
+        "is_greedy": False,
+    }
+    sample = score_sample(row, "", {"task": "score"})
+    assert len(sample.token_ids) == len(sample.logprobs) == 4000
+    assert len(sample.answer) <= 20_001
+    assert sample.answer.endswith("…")
+    assert sample.facts[1] == "9,000 tokens"
+    assert sample.prompt == ""
+
+
+def test_what_a_template_read_stands_for_the_prompt():
+    row = {"q": "why?", "param_n": 3, "row_uid": "a", "text": "so", "completion_tokens": 1}
+    settings = {"task": "generate", "prompting": {"template": "{{ q }} {{ n }}"}}
+    assert completion_sample(row, "", settings).prompt == "n: 3\nq: why?"
 
 
 def test_samples_are_the_same_ones_each_time_and_spelled_token_by_token(finished):

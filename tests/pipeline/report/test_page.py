@@ -5,28 +5,31 @@ import shutil
 
 import pytest
 
-CHARTS = {
-    "throughput",
-    "occupancy",
-    "prompt-length",
-    "completion-length",
-    "finish-reason",
-    "logprob",
-    "errors",
+COMMON = {"throughput", "prompt-length", "completion-length", "logprob", "errors"}
+
+RUNS = {
+    "finished": ("Completions in", COMMON | {"occupancy", "finish-reason"}),
+    "scored": ("Scores in", COMMON | {"perplexity", "byte-perplexity", "greedy"}),
 }
+"""What the page of a run is called, and its charts."""
 
 MARKS = ".mark-area, .mark-rect"
 
 
-def test_the_page_forbids_itself_the_network(finished):
-    assert "default-src 'none'" in finished.page
+@pytest.fixture(params=RUNS)
+def run(request):
+    return request.getfixturevalue(request.param)
 
 
-def test_nothing_of_the_data_is_markup(finished):
-    scripts = re.findall(r"<script[^>]*>", finished.page.split("<body>")[1].split("vegaEmbed")[0])
+def test_the_page_forbids_itself_the_network(run):
+    assert "default-src 'none'" in run.page
+
+
+def test_nothing_of_the_data_is_markup(run):
+    scripts = re.findall(r"<script[^>]*>", run.page.split("<body>")[1].split("vegaEmbed")[0])
     assert all("type=" in script for script in scripts)
-    assert "<b>1</b>" not in finished.page
-    assert "document.title='owned'</script>" not in finished.page
+    assert "<b>1</b>" not in run.page
+    assert "document.title='owned'</script>" not in run.page
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +59,9 @@ def browser(tmp_path_factory):
     made.quit()
 
 
-def opened(browser, finished, width):
+def opened(browser, run, width):
     browser.set_window_size(width, 900)
-    browser.get((finished.output / "_report.html").as_uri())
+    browser.get((run.output / "_report.html").as_uri())
     wait = "return document.querySelectorAll('.sample').length"
     for _ in range(100):
         if browser.execute_script(wait):
@@ -67,26 +70,30 @@ def opened(browser, finished, width):
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_opens_draws_searches_and_stays_inert(browser, finished, width):
-    opened(browser, finished, width)
+def test_it_opens_draws_searches_and_stays_inert(browser, run, width, request):
+    opened(browser, run, width)
+    title, charts = RUNS[request.node.callspec.params["run"]]
+    answers = run.each * (len(run.prompts) - 1)
     find = browser.find_element
-    for name in CHARTS:
+    for name in charts:
         assert browser.find_elements("css selector", f"#chart-{name} svg :is({MARKS}) path"), name
-    assert browser.title.startswith("Completions in")
+    assert browser.title.startswith(title)
     wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.execute_script(wide) == 0
     requests = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     assert browser.execute_script(requests) == []
+    assert all(e.text for e in browser.find_elements("css selector", ".sample .text"))
     search = find("css selector", "#search")
     search.clear()
     search.send_keys("needle")
     shown = browser.find_elements("css selector", ".sample .prompt")
-    assert [element.text for element in shown] == ["needle in a haystack"]
-    assert find("css selector", "#count").text == f"1 of {len(finished.prompts) - 1}"
+    assert [element.text for element in shown] == ["needle in a haystack"] * run.each
+    assert find("css selector", "#count").text == f"{run.each} of {answers}"
     search.clear()
     search.send_keys("onerror")
-    (hostile,) = browser.find_elements("css selector", ".sample .prompt")
-    assert hostile.text == finished.prompts[0]
+    for hostile in browser.find_elements("css selector", ".sample .prompt"):
+        assert hostile.text == run.prompts[0]
+    assert find("css selector", "#count").text == f"{run.each} of {answers}"
     assert browser.execute_script("return document.querySelectorAll('main img').length") == 0
-    assert browser.title.startswith("Completions in")
+    assert browser.title.startswith(title)
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

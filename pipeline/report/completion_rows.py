@@ -1,4 +1,4 @@
-"""Distributions over output rows, and single rows to look at."""
+"""Distributions over completions, and single ones to look at."""
 
 import collections
 import dataclasses
@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.tokenizer import Tokenizer
+from pipeline.report.samples import InputRow, Sample, shown_text
+from schemas.completion import SUCCEEDED
 
 LOGPROB_BINS = np.linspace(-8.0, 0.0, 41)
 """Edges of the bins of a completion's mean log-probability a token; what is below goes first."""
@@ -21,11 +22,9 @@ REPETITION_ROWS = 50_000
 """Rows that are looked through for it at most."""
 
 _MIX = (1, 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
-_TEXT = 20_000
-"""Characters of a prompt or completion that a report carries."""
 
 
-class RowStatistics:
+class CompletionStatistics:
     """Counts over rows as they are read.
 
     Attributes:
@@ -54,14 +53,14 @@ class RowStatistics:
         def column(name: str) -> pa.Array | None:
             return good.column(prefix + name) if prefix + name in good.schema.names else None
 
-        good = batch.filter(pc.equal(batch.column(prefix + "status"), "succeeded"))
+        good = good_rows(batch, prefix)
         self.completions += good.num_rows
         prompt, length = column("prompt_tokens"), column("completion_tokens")
         if prompt is not None:
-            self.prompt_tokens.update(_counts(prompt))
+            self.prompt_tokens.update(counted(prompt))
         if length is None:
             return
-        self.completion_tokens.update(_counts(length))
+        self.completion_tokens.update(counted(length))
         tokens = np.maximum(length.fill_null(0).to_numpy(zero_copy_only=False), 1)
         total = column("cumulative_logprob").fill_null(0).to_numpy(zero_copy_only=False)
         mean = np.clip(total / tokens, LOGPROB_BINS[0], LOGPROB_BINS[-1])
@@ -81,90 +80,62 @@ def repetition(ids: np.ndarray) -> float:
     return 1.0 - len(np.unique(mixed)) / len(mixed)
 
 
-def _counts(lengths: pa.Array) -> dict[int, int]:
+def good_rows(batch: pa.RecordBatch, prefix: str) -> pa.RecordBatch:
+    """Those of a batch that have an answer."""
+    return batch.filter(pc.equal(batch.column(prefix + "status"), SUCCEEDED))
+
+
+def counted(lengths: pa.Array) -> dict[int, int]:
+    """Length -> rows."""
     values, counts = np.unique(lengths.drop_null().to_numpy(), return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 @dataclasses.dataclass(frozen=True, order=False, kw_only=True)
-class Sample:
-    """A row to look at.
+class CompletionSample(Sample):
+    """A completion to look at.
 
     Attributes:
-      row_uid, sample_index: which.
-      custom_id: the user's own id, or None.
-      prompt: as text, or its token ids as text.
-      completion: the same.
-      token_ids: of the completion.
-      logprobs: of each of them, or None where the job did not ask.
       finish_reason: how it ended.
-      tokens: how many.
-      mean_logprob: over them.
-      pieces: the completion's text token by token, once ``spell`` has been able to tell.
+      mean_logprob: over its tokens.
     """
 
-    row_uid: str
-    sample_index: int
-    custom_id: str | None
-    prompt: str
-    completion: str
-    token_ids: list[int]
-    logprobs: list[float] | None
     finish_reason: str
-    tokens: int
     mean_logprob: float | None
-    pieces: list[str] | None = None
 
-    def __lt__(self, other: "Sample") -> bool:  # equal ranks in a heap: any order will do
-        return False
-
-    def spell(self, tokenizer: Tokenizer | None) -> "Sample":
-        """This sample with its text cut into tokens, where a tokenizer and logprobs are there."""
-        if tokenizer is None or self.logprobs is None:
-            return self
-        stream = tokenizer.stream((), skip_special_tokens=False)
-        try:
-            pieces = [stream.push([token]) for token in self.token_ids]
-        except ValueError:
-            return self
-        pieces[-1:] = [piece + stream.finish() for piece in pieces[-1:]]
-        # The tokens' own text lacks the space that a prompt gives the first of them.
-        if pieces and self.completion.startswith(" ") and not pieces[0].startswith(" "):
-            pieces[0] = " " + pieces[0]
-        return dataclasses.replace(self, pieces=pieces)
+    @property
+    def facts(self) -> list[str]:
+        """See ``Sample``."""
+        facts = [self.custom_id or self.row_uid, f"{self.tokens} tokens"]
+        facts.append(f"ended by {self.finish_reason}")
+        if self.index:
+            facts.append(f"sample {self.index}")
+        if self.mean_logprob is not None:
+            facts.append(f"{self.mean_logprob:.2f} a token")
+        return facts
 
 
-def sample_of(row: dict[str, Any], prefix: str, settings: dict[str, Any]) -> Sample:
+def completion_sample(
+    row: dict[str, Any], prefix: str, settings: dict[str, Any]
+) -> CompletionSample:
     """A row of a part as a sample."""
 
     def added(name: str) -> Any:
         return row.get(prefix + name)
 
-    def own(role: str) -> Any:
-        column = settings.get("columns", {}).get(role) or role
-        return row.get(settings.get("rename", {}).get(column, column))
-
-    prompt = own("prompt")
+    given = InputRow(row, settings)
     ids = added("token_ids") or []
     logprobs = added("logprobs")
     tokens, total = added("completion_tokens") or 0, added("cumulative_logprob")
-    custom = own("custom_id")
-    return Sample(
+    return CompletionSample(
         row_uid=added("row_uid"),
-        sample_index=added("sample_index") or 0,
-        custom_id=None if custom is None else str(custom),
-        prompt=_text(own("prompt_token_ids") if prompt is None else prompt),
-        completion=_text(ids if added("text") is None else added("text")),
+        index=added("sample_index") or 0,
+        custom_id=given.custom_id,
+        prompt=given.asked(),
+        answer=shown_text(ids if added("text") is None else added("text")),
         token_ids=ids,
         logprobs=None if logprobs is None else [entry["logprob"] for entry in logprobs],
-        finish_reason=added("finish_reason") or "",
         tokens=tokens,
+        finish_reason=added("finish_reason") or "",
         mean_logprob=total / tokens if tokens and total is not None else None,
     )
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    text = value if isinstance(value, str) else " ".join(map(str, value or ()))
-    return text if len(text) <= _TEXT else text[:_TEXT] + "…"

@@ -1,0 +1,113 @@
+"""Single rows to look at, whatever the task."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from model.tokenizer import Tokenizer
+from pipeline.building import TARGETS
+from pipeline.template import Template
+
+_TEXT = 20_000
+"""Characters of a text that a report carries."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(abc.ABC):
+    """A row to look at.
+
+    Attributes:
+      row_uid, index: which; the latter among the output rows of one input row.
+      custom_id: the user's own id, or None.
+      prompt: what stands before, as text, or its token ids as text.
+      answer: what was drawn or scored, the same way.
+      token_ids: of the answer.
+      logprobs: of each of them, or None where the job did not ask.
+      tokens: how many the answer has.
+      pieces: the answer's text token by token, once ``spell`` has been able to tell.
+    """
+
+    row_uid: str
+    index: int
+    custom_id: str | None
+    prompt: str
+    answer: str
+    token_ids: list[int]
+    logprobs: list[float] | None
+    tokens: int
+    pieces: list[str] | None = None
+
+    @property
+    @abc.abstractmethod
+    def facts(self) -> list[str]:
+        """What is told of it, in words."""
+
+    def __lt__(self, other: "Sample") -> bool:  # equal ranks in a heap: any order will do
+        return False
+
+    def spell(self, tokenizer: Tokenizer | None) -> "Sample":
+        """This sample with its text cut into tokens, where a tokenizer and logprobs are there."""
+        if tokenizer is None or self.logprobs is None:
+            return self
+        stream = tokenizer.stream((), skip_special_tokens=False)
+        try:
+            pieces = [stream.push([token]) for token in self.token_ids]
+        except ValueError:
+            return self
+        pieces[-1:] = [piece + stream.finish() for piece in pieces[-1:]]
+        # The tokens' own text lacks the space that a prompt gives the first of them.
+        if pieces and self.answer.startswith(" ") and not pieces[0].startswith(" "):
+            pieces[0] = " " + pieces[0]
+        return dataclasses.replace(self, pieces=pieces)
+
+
+class InputRow:
+    """What an output row holds of its input."""
+
+    def __init__(self, row: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Args: the output row by columns, and the job's settings."""
+        self._row = row
+        self._settings = settings
+
+    @property
+    def custom_id(self) -> str | None:
+        """The user's own id."""
+        found = self.value("custom_id")
+        return None if found is None else str(found)
+
+    def value(self, role: str) -> Any:
+        """The value of the column that plays a role."""
+        return self._column(self._settings.get("columns", {}).get(role) or role)
+
+    def asked(self) -> str:
+        """The prompt, or the context; of one that was built, the columns that a template read."""
+        template = (self._settings.get("prompting") or {}).get("template")
+        if template is not None:
+            return "\n".join(f"{name}: {self._column(name)}" for name in _names(template))
+        role = TARGETS[self._settings["task"]]
+        text = self.value(role)
+        return shown_text(self.value(f"{role}_token_ids") if text is None else text)
+
+    def _column(self, name: str) -> Any:
+        name = self._settings.get("rename", {}).get(name, name)
+        return self._row.get(name, self._row.get(f"param_{name}"))
+
+
+@functools.lru_cache(maxsize=4)
+def _names(template: str) -> list[str]:
+    return Template(template).names
+
+
+def figure(value: float) -> str:
+    """A number to four digits, written out."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def shown_text(value: Any) -> str:
+    """A text, or token ids as one, no longer than a report carries."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    text = value if isinstance(value, str) else " ".join(map(str, value or ()))
+    return text if len(text) <= _TEXT else text[:_TEXT] + "…"
