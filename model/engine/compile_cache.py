@@ -7,6 +7,7 @@ account's own, and whoever may write to a bucket that is named as one is trusted
 """
 
 import hashlib
+import logging
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from jax.sharding import Mesh
 from model.checkpoint import files
 from model.engine.machine import versions
 from model.private_folder import ensure_private, own_cache
+from schemas.error import SetupError
+
+_log = logging.getLogger(__name__)
 
 NONE = "none"
 """In place of a URL: keep nothing."""
@@ -70,13 +74,21 @@ class CompileCache:
         return self._folder
 
     def keep(self) -> None:
-        """Brings what was compiled since to where it is kept; on this machine it is there."""
+        """Brings what was compiled since to where it is kept; on this machine it is there.
+
+        Workers may well be let to read it only: then it stays as it is, and a warning says so.
+        """
         if self._url is None:
             return
-        kept = files.list_files(self._url)
-        for path in sorted(self._folder.iterdir()):
-            if path.name not in kept:
-                files.write_bytes(files.join(self._url, path.name), path.read_bytes())
+        try:
+            kept = files.list_files(self._url)
+            new = [path for path in sorted(self._folder.iterdir()) if path.name not in kept]
+            files.in_parallel(self._write, new)
+        except SetupError as error:
+            _log.warning("what was compiled is not kept for the next start: %s", error)
+
+    def _write(self, path: Path) -> None:
+        files.write_bytes(files.join(str(self._url), path.name), path.read_bytes())
 
 
 def _machine_name(mesh: Mesh) -> str:

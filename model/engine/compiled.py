@@ -46,7 +46,7 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
             for done, future in enumerate(as_completed(futures), 1):
                 self._compiled[futures[future]] = future.result()
                 progress(done, len(names))
-        self._finish(started)
+        self.seconds += time.perf_counter() - started
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if name not in self._compiled:
@@ -54,13 +54,23 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
                 if name not in self._compiled:
                     started = time.perf_counter()
                     self._compiled[name] = self._compile(name)
-                    self._finish(started)
+                    self.seconds += time.perf_counter() - started
+                    self.keep()
         return self._compiled[name]
 
     def foresee_steering(self) -> None:
         """Compiles the ``STEERED`` steps, unless they are, on a thread that may wait for it."""
         for name in STEERED:
             self[name]
+
+    def keep(self) -> None:
+        """Brings what was compiled so far to where it is kept for the next start.
+
+        While nothing is being compiled: a file may be there before it is whole.
+        """
+        for kept in (self.tuning, self._cache):
+            if kept is not None:
+                kept.keep()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._steps)
@@ -71,9 +81,3 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
     def _compile(self, name: str) -> Callable[..., Any]:
         options = None if self.tuning is None else self.tuning.options
         return self._steps[name].lower(self._mesh).compile(compiler_options=options)
-
-    def _finish(self, started: float) -> None:
-        for kept in (self.tuning, self._cache):
-            if kept is not None:
-                kept.keep()
-        self.seconds += time.perf_counter() - started

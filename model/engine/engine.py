@@ -81,6 +81,7 @@ class Engine(Asking):
         self._failure: BaseException | None = None
         self._abandoned = False
         self._busy_seconds = 0.0
+        compiled.keep()
         self._thread = threading.Thread(target=self._run, name="grok1-engine", daemon=True)
         self._thread.start()
         close_at_exit(self)

@@ -1,7 +1,10 @@
 """What was compiled once is not compiled again, wherever it is kept; nobody else's is run."""
 
+import json
 import os
 import pathlib
+import subprocess
+import sys
 import uuid
 
 import jax
@@ -61,6 +64,32 @@ def test_a_second_start_compiles_nothing(tmp_path, where):
     if where == "remote":
         (folder,) = files.split(url)[0].ls(url.removeprefix("memory:/"), detail=False)
         assert len(files.list_files(f"memory:/{folder}")) >= 1
+
+
+def start(model: str, cache: str) -> dict[str, float]:
+    """Starts an engine in a process of its own, up to its first token."""
+    command = [sys.executable, "-m", "bench.start", model, cache]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_only_the_first_of_two_processes_compiles(gcs, tiny):
+    """As a fleet's workers do, which share nothing but a bucket."""
+    cache = f"{gcs}/{uuid.uuid4()}"
+    first, second = start(tiny, cache), start(tiny, cache)
+    assert (first["compiled"] > 0, first["found"]) == (True, 0)
+    assert (second["compiled"], second["found"]) == (0, first["compiled"])
+
+
+def test_a_cache_that_may_only_be_read_still_serves(tmp_path, monkeypatch, caplog):
+    def refuse(url: str, data: bytes) -> None:
+        raise SetupError("cannot write")
+
+    cache = CompileCache(f"memory://{uuid.uuid4()}", MESH)
+    assert compiled_anew(11)
+    monkeypatch.setattr(files, "write_bytes", refuse)
+    cache.keep()
+    assert "what was compiled is not kept for the next start: cannot write" in caplog.text
 
 
 def test_nothing_is_kept_when_told_so(tmp_path):
