@@ -12,6 +12,9 @@ from schemas.structured import SHORTHANDS, StructuredOutputs, structured
 MAX_LOGPROBS = 20
 """Most top log-probabilities a token may ask for (vLLM's default bound)."""
 
+MAX_BEAM_WIDTH = MAX_LOGPROBS // 2
+"""Each beam looks at twice as many tokens, so that enough remain if some end the completion."""
+
 MAX_BIASES = 1024
 MAX_BAD_WORD_TOKENS = 1024
 MAX_EARLY_STOPS = 128
@@ -44,7 +47,11 @@ class SamplingParams:
       schemas.checks.InvalidParameter: top_p must be above 0 and at most 1, got 2
 
     Attributes:
-      n: completions of one prompt, each drawn on its own.
+      n: completions of one prompt, each drawn on its own, or the best that a search finds.
+      beam_width: search for the likeliest completions with this many beams, instead of drawing;
+        temperature, top-k and the like mean nothing then.
+      length_penalty: a search goes by the sum of log-probabilities over the length of prompt and
+        completion to this power.
       temperature: divides the logits; 0 takes the most likely token (greedy).
       top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
       top_k: keep the k most likely tokens; 0 or -1 keeps all.
@@ -75,6 +82,8 @@ class SamplingParams:
     """
 
     n: int = 1
+    beam_width: int | None = None
+    length_penalty: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -112,13 +121,27 @@ class SamplingParams:
                 f"must hold fewer than {MAX_EARLY_STOPS} ids when min_tokens is set, "
                 f"got {len(self.stop_token_ids)}",
             )
-        if self.temperature == 0 and self.n > 1:
+        if self.beam_width is not None:
+            self._check_search(self.beam_width)
+        elif self.temperature == 0 and self.n > 1:
             raise InvalidParameter("n", f"must be 1 when temperature is 0 (greedy), got {self.n}")
 
+    def _check_search(self, beam_width: int) -> None:
+        if self.n > beam_width:
+            raise InvalidParameter("n", f"must not exceed beam_width={beam_width}, got {self.n}")
+        for field in dataclasses.fields(self):
+            if field.name in _NOT_SEARCHED and getattr(self, field.name) != field.default:
+                raise InvalidParameter(field.name, "does not go together with beam_width")
+
     @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken at every step."""
-        return self.temperature == 0
+    def settled(self) -> bool:
+        """Whether nothing is left to chance: the likeliest token is taken, or a search is made."""
+        return self.temperature == 0 or self.beam_width is not None
+
+    @property
+    def steered(self) -> bool:
+        """Whether each token has to be seen before the next can be drawn."""
+        return self.beam_width is not None or self.structured_outputs is not None
 
     @property
     def penalises(self) -> bool:
@@ -172,6 +195,8 @@ def _temperature(name: str, value: Any) -> float:
 
 _CHECKS: dict[str, checks.Check] = {
     "n": checks.integer(1, 4096),
+    "beam_width": checks.integer(1, MAX_BEAM_WIDTH, optional=True),
+    "length_penalty": checks.number(-10, 10),
     "temperature": _temperature,
     "top_p": checks.number(0, 1, open_low=True),
     "top_k": checks.integer(-1),
@@ -195,6 +220,20 @@ _CHECKS: dict[str, checks.Check] = {
     "structured_outputs": structured,
     "skip_special_tokens": checks.boolean,
 }
+
+_NOT_SEARCHED = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "stop",
+    "min_tokens",
+    "repetition_detection",
+    "structured_outputs",
+)
+"""What changes which token is likeliest, or is found out too late for a search."""
 
 PARAM_NAMES = tuple(_CHECKS)
 """All sampling parameters; an input column of one of these names sets it per row."""

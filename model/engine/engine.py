@@ -74,7 +74,7 @@ class Engine(Asking):
         runner = Runner(compiled, plan, params, *allocate(plan))
         self._loop = Loop(runner, plan, self._finisher, options.row_deadline)
         self._intake = Intake(
-            self.config, self.max_context, tokenizer, self._enqueue, compiled.foresee_steering
+            self.config, plan.shapes, tokenizer, self._enqueue, compiled.foresee_steering
         )
         self._open: set[Ticket | ScoreTicket] = set()
         self._lock = threading.Lock()

@@ -6,8 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from model.config import Grok1Config
 from model.constraint import Constrainer
+from model.engine.beams import check_room
 from model.engine.request import Request, RequestOutput
 from model.engine.rules import Unanswerable, resolve
+from model.engine.shapes import Shapes
 from model.engine.ticket import Ticket, open_ticket
 from model.tokenizer import Tokenizer
 
@@ -20,20 +22,20 @@ class Intake:
     def __init__(
         self,
         config: Grok1Config,
-        max_context: int,
+        shapes: Shapes,
         tokenizer: Tokenizer | None,
         enqueue: Callable[[Ticket], None],
         foresee: Callable[[], None],
     ) -> None:
-        """``enqueue`` takes what can be run, or raises; constrained, once ``foresee`` is done."""
-        self._config, self._max_context, self._tokenizer = config, max_context, tokenizer
+        """``enqueue`` takes what can be run, or raises; steered, once ``foresee`` is done."""
+        self._config, self._shapes, self._tokenizer = config, shapes, tokenizer
         self._enqueue, self._foresee = enqueue, foresee
         self._compiling = ThreadPoolExecutor(_THREADS, thread_name_prefix="grok1-constraints")
 
     def submit(self, request: Request, cached_tokens: int = 0) -> Future[RequestOutput]:
         """Hands a request on; a fault of its own is its answer's ``error``."""
         future: Future[RequestOutput] = Future()
-        if request.params.structured_outputs is None:
+        if not request.params.steered:
             self._resolve(request, cached_tokens, future)
         else:
             self._compiling.submit(self._resolve_later, request, cached_tokens, future)
@@ -45,14 +47,14 @@ class Intake:
 
     def _resolve(self, request: Request, cached_tokens: int, future: Future[RequestOutput]) -> None:
         try:
-            rules = resolve(
-                request, self._config, self._max_context, self._tokenizer, self._constrainer
-            )
+            max_context = self._shapes.max_context
+            rules = resolve(request, self._config, max_context, self._tokenizer, self._constrainer)
+            check_room(request, self._shapes)
         except Unanswerable as found:
             prompt = request.prompt_token_ids
             future.set_result(RequestOutput(prompt_token_ids=prompt, error=found.error))
         else:
-            if rules.grammar is not None:
+            if request.params.steered:
                 self._foresee()
             self._enqueue(open_ticket(request, rules, future, cached_tokens))
 

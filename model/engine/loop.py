@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from model.engine.batch import ask, fill_slot, no_rows, pack, table_rows
+from model.engine.beams import Beams
 from model.engine.cache import PagePool
 from model.engine.masks import Masker, NextMask
 from model.engine.output import Finisher
@@ -62,6 +63,7 @@ class Loop:
         self._samples: dict[Sequence, Sample] = {}
         self._sequences: dict[Sample, Sequence] = {}
         self._constrained: set[Sample] = set()
+        self._beams = Beams(plan.shapes.block_size)
         self._stopped: set[int] = set()
         self._in_flight: collections.deque[Decoded | Scored] = collections.deque()
         self.counters = Counters()
@@ -95,12 +97,14 @@ class Loop:
         if self._ran is not None:
             ran, self._ran = self._ran, None
             self._draw_ran(ran)
+            if not self._sequences:  # beams alone, which go on once they have been looked at
+                self._collect_all()
         self.scheduler.admit()
         before = len(self._in_flight)
         admissions = self._prefill()
-        if admissions or self._stopped:
+        if admissions or self._stopped or self._beams.moved:
             self._edit(admissions)
-        if self._constrained:
+        if self._constrained or self._beams:
             self._ran = self._run_ahead()
             return
         if self._sequences:
@@ -115,6 +119,11 @@ class Loop:
             if sample.began < since or sample.ticket.future.done():
                 self.stop(sample)
                 self._offer(sample, OVERDUE)
+        for sequences, search in self._beams.expire(since):
+            for sequence in sequences:
+                self.scheduler.finish(sequence)
+                self._stopped.add(sequence.slot)
+            self._offer(search.overdue(), OVERDUE)
 
     def _prefill(self) -> list[Admission]:
         """Runs prompts if a step can be filled with them, or if rows would idle without."""
@@ -149,6 +158,9 @@ class Loop:
         for admission in admissions:
             sequence = admission.sequence
             changed[sequence.slot] = True
+            if sequence.request.params.beam_width is not None:
+                self._beams.admit(sequence)
+                continue
             sample = Sample.of(sequence.prompt.ticket, sequence.index)
             rules = sample.ticket.rules
             fill_slot(values, sequence, rules)
@@ -158,6 +170,7 @@ class Loop:
                 self._runner.set_mask(sequence.slot, rules.first_mask)
             if sample.matcher is not None:
                 self._constrained.add(sample)
+        self._runner.copy_pages(self._beams.place(values, changed))
         self._runner.edit_slots(changed, values)
         steered = [a.sequence for a in admissions if a.sequence.prompt.ticket.rules.steers]
         for start in range(0, len(steered), FILL_ROWS):
@@ -179,8 +192,7 @@ class Loop:
 
         It looks at the tokens before these while the devices run these.
         """
-        while self._in_flight:
-            self._collect(self._in_flight.popleft())
+        self._collect_all()
 
         def running() -> bool:
             return not ran.pending.slots.is_ready()
@@ -201,6 +213,10 @@ class Loop:
             else:
                 allowed = made.sample.ticket.rules.allowed
                 self._runner.set_mask(sequence.slot, meet(made.mask, allowed))
+
+    def _collect_all(self) -> None:
+        while self._in_flight:
+            self._collect(self._in_flight.popleft())
 
     def _collect(self, results: Decoded | Scored) -> None:
         if isinstance(results, Scored):
@@ -244,7 +260,8 @@ class Loop:
         for k, row, slot, token, logprob in zip(*(a.tolist() for a in at), *drawn, strict=True):
             sequence = results.owners[slot]
             sample = self._samples.get(sequence)
-            if sample is None:  # ended by the host while the device went on
+            if sample is None:  # a beam, or ended by the host while the device went on
+                self._beams.hear(sequence, draws, (k, row))
                 continue
             sample.token_ids.append(token)
             sample.logprobs.append(logprob)
@@ -261,6 +278,11 @@ class Loop:
             if sample.matcher is not None:
                 drew.append(sample)
         self._masker.ask(drew)
+        for sequences, search in self._beams.advance():
+            for sequence in sequences:
+                self.scheduler.finish(sequence)
+            for sample, end in search.samples():
+                self._offer(sample, end)
         for sample in touched:
             self._offer(sample, None)
 

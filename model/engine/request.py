@@ -30,15 +30,15 @@ class Request:
     def question(self) -> tuple[tuple[int, ...], int | None, SamplingParams, str]:
         """What decides its answer: requests that have this in common have the same completions."""
         params = self.params
-        if params.greedy and params.seed is not None:
+        if params.settled and params.seed is not None:
             params = dataclasses.replace(params, seed=None)
-        drawn = not params.greedy and params.seed is None
+        drawn = not params.settled and params.seed is None
         return self.prompt_token_ids, self.healed, params, self.address if drawn else ""
 
     @property
     def samples(self) -> int:
-        """How many completions."""
-        return self.params.n
+        """How many sequences go on from the prompt: a completion each, or a beam."""
+        return self.params.beam_width or self.params.n
 
     @property
     def slots(self) -> int:

@@ -4,7 +4,13 @@ import argparse
 from typing import Any
 
 from schemas.error import SetupError
-from schemas.sampling import MAX_LOGPROBS, PARAM_NAMES, InvalidParameter, SamplingParams
+from schemas.sampling import (
+    MAX_BEAM_WIDTH,
+    MAX_LOGPROBS,
+    PARAM_NAMES,
+    InvalidParameter,
+    SamplingParams,
+)
 from schemas.structured import SHORTHANDS
 
 
@@ -12,6 +18,18 @@ def add_sampling(group: Any) -> None:
     """Adds a flag for each sampling parameter; one that is not given is None."""
     add, default = group.add_argument, SamplingParams()
     add("--n", type=int, metavar="N", help="completions of each prompt (1)")
+    add(
+        "--beam-width",
+        type=int,
+        metavar="N",
+        help=f"search with N beams, up to {MAX_BEAM_WIDTH}, instead of drawing; --n of the best",
+    )
+    add(
+        "--length-penalty",
+        type=float,
+        metavar="X",
+        help="of a search: above 0 favours long completions (1.0)",
+    )
     add("--temperature", type=float, metavar="T", help="0 is greedy (1.0)")
     add("--top-p", type=float, metavar="P", help="smallest set of tokens of this probability (1.0)")
     add("--top-k", type=int, metavar="K", help="only the likeliest K; 0 is all (0)")

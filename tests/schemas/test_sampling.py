@@ -100,8 +100,8 @@ def test_out_of_bounds(name, value):
 
 def test_greedy_has_one_sample():
     assert fault(temperature=0, n=2).param == "n"
-    assert SamplingParams(temperature=0).greedy
-    assert not SamplingParams(temperature=0.1).greedy
+    assert SamplingParams(temperature=0).settled
+    assert not SamplingParams(temperature=0.1).settled
 
 
 def test_values_are_put_in_one_form():

@@ -53,3 +53,32 @@ def filtered(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
 def softmax(x: np.ndarray) -> np.ndarray:
     weights = np.exp(x - x.max())
     return weights / weights.sum()
+
+
+def beam_search(
+    logprobs,
+    prompt: tuple[int, ...],
+    params: SamplingParams,
+    stop_ids: tuple[int, ...],
+) -> list[tuple[tuple[int, ...], float]]:
+    """The n best completions and their log-probabilities, by vLLM's beam search, to the very end.
+
+    ``logprobs`` gives those of all tokens [V] after a sequence.
+    """
+    width = params.beam_width
+
+    def worth(hypothesis):
+        tokens, total = hypothesis
+        length = len(prompt) + len(tokens) - (tokens[-1] in stop_ids)
+        return total / length**params.length_penalty
+
+    beams, completed = [((), 0.0)], []
+    for _ in range(params.max_tokens):
+        going = []
+        for tokens, total in beams:
+            after = logprobs((*prompt, *tokens))
+            for token in np.argsort(-after, kind="stable")[: 2 * width]:
+                one = (*tokens, int(token)), total + float(after[token])
+                (completed if token in stop_ids else going).append(one)
+        beams = sorted(going, key=worth, reverse=True)[:width]
+    return sorted(completed + beams, key=worth, reverse=True)[: params.n]

@@ -171,6 +171,7 @@ PARAMS = [
     ),
     SamplingParams(structured_outputs={"regex": r"[a-z]+ = [0-9]+\\n"}, max_tokens=14, logprobs=1),
     SamplingParams(temperature=0, structured_outputs={"json_object": True}, max_tokens=10),
+    SamplingParams(beam_width=3, n=2, max_tokens=11, logprobs=2, ignore_eos=True),
 ]
 
 
