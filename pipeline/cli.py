@@ -86,6 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name.rstrip("_"),  # a module cannot be called import
             parents=[common],
+            # Else a usage of dozens of lines would hide what is wrong with a command.
+            usage=getattr(module, "USAGE", None),
             help=module.HELP,
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,

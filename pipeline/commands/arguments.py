@@ -10,6 +10,9 @@ from pipeline.commands.limits import limits
 from pipeline.options import BOS, FEW_SHOT_SAMPLING, JobOptions, PromptOptions
 from schemas.error import SetupError
 
+USAGE = "%(prog)s --checkpoint DIR --input PATH [PATH ...] --output DIR [options]"
+"""Of a command that runs a job."""
+
 _MAX_TEMPLATE = 1 << 20
 """Bytes of a template."""
 
@@ -141,7 +144,12 @@ def add_dataflow(parser: argparse.ArgumentParser) -> None:
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """How the model runs."""
     add, default = parser.add_argument_group("engine").add_argument, EngineOptions()
-    add("--numerics", choices=NUMERICS, default=default.numerics, help="(%(default)s)")
+    add(
+        "--numerics",
+        choices=NUMERICS,
+        default=default.numerics,
+        help="release: rounds where the release does; float32: slow, for truth (%(default)s)",
+    )
     add("--slots", type=int, metavar="N", help="sequences decoded at once")
     add("--max-context", type=int, metavar="N", help="longest prompt and completion, in tokens")
     add(
@@ -151,7 +159,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help="int8 halves the cache for a little error (%(default)s)",
     )
     add("--devices", type=int, metavar="N", help="accelerators to use: 1, 2, 4 or 8")
-    add("--collectives", choices=COLLECTIVES, default=default.collectives, help="(%(default)s)")
+    add(
+        "--collectives",
+        choices=COLLECTIVES,
+        default=default.collectives,
+        help="ordered: a row's bits do not depend on its neighbours' (%(default)s)",
+    )
     add(
         "--kernels",
         choices=KERNELS,

@@ -3,6 +3,8 @@
 Compiles the very steps that the engine would run there, and shows for each device what weights,
 cache and temporaries take, how many sequences fit, and what the machine's bandwidth and products
 allow at best. Exits with 1 if it does not fit. Needs the extra [aot], and a few minutes.
+
+  grok1 fit --machine v5p-4 --weights int8 --context 8192
 """
 
 import argparse

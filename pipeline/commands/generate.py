@@ -3,6 +3,12 @@
 The output folder holds one part a chunk of rows, in input order, and `_SUCCESS` when all are there.
 Started again, the same command does only what is missing. Every path may be a URL (s3://, gs://).
 Beam's own options, such as --runner or --direct_num_workers, pass through.
+
+  grok1 generate --checkpoint grok-1 --input 'prompts/*.parquet' --output completions
+  grok1 generate … --temperature 0.7 --top-p 0.9 --max-tokens 256 --n 4 --logprobs 5
+  grok1 generate … --columns prompt=question --stop 'Q:' --run-seed 7
+  grok1 generate … --template 'Q: {{ question }}\\nA:' --few-shot shots.parquet \\
+    --few-shot-template 'Q: {{ question }}\\nA: {{ answer }}' --few-shot-count 5
 """
 
 import argparse
@@ -14,6 +20,7 @@ from pipeline.commands.sampling import add_sampling, sampling_params
 from pipeline.options import OVER_LENGTH, GenerateOptions
 
 HELP = "complete prompts in Parquet files"
+USAGE = arguments.USAGE
 PASSES_THROUGH = True
 
 

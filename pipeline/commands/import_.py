@@ -3,6 +3,9 @@
 Columns of a known role get its type; others get theirs from the whole file, so that it does not
 depend on which rows come first. Lines that cannot become a row are listed in a file _errors-*.jsonl
 beside the others, which are unharmed; the exit code is 3 then.
+
+  grok1 import gs://bucket/requests.jsonl --to gs://bucket/prompts
+  grok1 import questions.csv.gz answers.csv.gz --to prompts
 """
 
 import argparse
@@ -40,10 +43,15 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     for url in given.files:
         found = import_file(url, given.to, given.format)
         faulty += found.faulty
-        print(f"{files.redact(url)}: {found.rows:,} rows, {found.files:,} Parquet files")
+        print(f"{files.redact(url)}: {_many(found.rows, 'row')} in {_many(found.files, 'file')}")
         for fault in found.faults[:_SHOWN]:
             print(f"{fault.file}, line {fault.line}: {fault.message}", file=sys.stderr)
         if found.errors:
             where = files.redact(files.join(given.to, found.errors))
-            print(f"{found.faulty:,} lines became no row; they are in {where}", file=sys.stderr)
+            lines = _many(found.faulty, "line")
+            print(f"{lines} became no row, listed in {where}", file=sys.stderr)
     return ROW_ERRORS if faulty else OK
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -3,6 +3,9 @@
 A checkpoint: every tensor's file is compared with what the model needs. An output folder: every
 part's footer is compared with the plan, and all rows are accounted for. Exits with 1 if anything is
 wrong, and with 3 if rows are errored or parts are still missing.
+
+  grok1 inspect gs://bucket/completions
+  grok1 inspect grok-1 --json
 """
 
 import argparse

@@ -4,6 +4,9 @@ All input is read, validated and tokenized here, exactly as the run will do it. 
 Tokens out lie between two bounds; --pilot K runs K rows on this machine's devices and forecasts
 them. Hours and money follow from arithmetic limits, the share of them that is usually reached, and
 a table of prices that you can replace: --rates FILE.
+
+  grok1 plan --checkpoint gs://bucket/grok-1 --input gs://bucket/prompts --max-tokens 256
+  grok1 plan … --pilot 200 --json
 """
 
 import argparse
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.estimate.summary import Estimate
 
 HELP = "say what a job will read, write and cost"
+USAGE = "%(prog)s --checkpoint DIR --input PATH [PATH ...] [options]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,8 @@
 
 It works from the part files alone, so a run that is still under way, or was killed, can be looked
 at too. The file asks no network for anything.
+
+  grok1 report gs://bucket/completions --to report.html
 """
 
 import argparse

@@ -3,6 +3,8 @@
 Parts that hold such rows are replaced, each at once, so that readers see every row once at any
 moment. Rows that may kill the process go alone. Settings are those of the run; its files must be
 where they were.
+
+  grok1 retry completions --codes engine_failure
 """
 
 import argparse

@@ -7,6 +7,9 @@ without a context the text begins after BOS, both as in lm-evaluation-harness. T
 `logprob`, `is_greedy`, `token_logprobs` and `perplexity` beside the input's columns.
 
 Started again, the same command does only what is missing. Every path may be a URL (s3://, gs://).
+
+  grok1 score --checkpoint grok-1 --input questions.parquet --output scores
+  grok1 score … --columns document=text --stride 4096
 """
 
 import argparse
@@ -18,6 +21,7 @@ from pipeline.options import ScoreOptions
 from schemas.sampling import MAX_LOGPROBS
 
 HELP = "score continuations or documents in Parquet files"
+USAGE = arguments.USAGE
 PASSES_THROUGH = True
 
 

@@ -2,6 +2,8 @@
 
 It has the named preset's shape, or that of a config file; int8 weights with scale groups, and a
 small tokenizer. It says nothing sensible, but runs everywhere the released model would.
+
+  grok1 synth --preset tiny --output checkpoint
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """OpenAI's batch files for ``/v1/completions``: requests as rows, rows as responses."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.formats.records import Fault, Record
@@ -11,11 +11,17 @@ from schemas.structured import SHORTHANDS
 
 _URL = "/v1/completions"
 
+_INDEX = "prompt_index"
+"""The column that numbers the prompts of one request."""
+
 _IGNORED = ("model", "user", "stream", "stream_options", "metadata", "service_tier")
 """What says nothing about the completion itself."""
 
 _NEUTRAL = {"best_of": (None, 1), "suffix": (None, ""), "echo": (None, False)}
 """What cannot be obeyed, with the values that ask for nothing."""
+
+_INSTEAD = {"echo": "leave it out, and give grok1 generate --echo, which is for all rows"}
+"""Remedies other than to leave it out."""
 
 
 def rows_of(record: Record, file: str) -> Iterator[dict[str, Any] | Fault]:
@@ -40,7 +46,8 @@ def rows_of(record: Record, file: str) -> Iterator[dict[str, Any] | Fault]:
         if name in PARAM_NAMES or name in SHORTHANDS:
             params[name] = value
         elif name in _NEUTRAL and value not in _NEUTRAL[name]:
-            yield record.fault(file, f"asks for {name}, which cannot be obeyed; leave it out")
+            remedy = _INSTEAD.get(name, "leave it out")
+            yield record.fault(file, f"asks for {name}, which cannot be obeyed; {remedy}")
             return
         elif name not in (*_IGNORED, *_NEUTRAL, "prompt"):
             yield record.fault(file, f"has the unknown parameter {name!r}; leave it out")
@@ -51,7 +58,7 @@ def rows_of(record: Record, file: str) -> Iterator[dict[str, Any] | Fault]:
         return
     for index, prompt in enumerate(prompts):
         column = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
-        yield {"custom_id": custom_id, "prompt_index": index, column: prompt, **params}
+        yield {"custom_id": custom_id, _INDEX: index, column: prompt, **params}
 
 
 def _prompts(prompt: Any) -> Sequence[str | list[int]] | None:
@@ -69,9 +76,39 @@ def _prompts(prompt: Any) -> Sequence[str | list[int]] | None:
     return prompt if ids else None
 
 
+def requests(rows: Iterable[dict[str, Any]], prefix: str) -> Iterator[tuple[dict[str, Any], ...]]:
+    """A run's rows request by request: the samples of a prompt, or of all prompts of a request.
+
+    Args:
+      rows: in input order.
+      prefix: of the added columns.
+    """
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        if group and not _goes_on(group[-1], row, prefix):
+            yield tuple(group)
+            group = []
+        group.append(row)
+    if group:
+        yield tuple(group)
+
+
+def _goes_on(row: Mapping[str, Any], following: Mapping[str, Any], prefix: str) -> bool:
+    """Whether the next row is of the same request."""
+    if row[prefix + "row_uid"] == following[prefix + "row_uid"]:
+        return True
+    if row.get(_INDEX) is None or following.get(_INDEX) is None:
+        return False
+    same = row.get("custom_id") == following.get("custom_id")
+    return same and row[_INDEX] < following[_INDEX]
+
+
 def response(rows: Sequence[Mapping[str, Any]], prefix: str, model: str, created: int) -> str:
-    """One line of a response file: the samples of one input row, or its error."""
-    first = rows[0]
+    """One line of a response file: the samples of one request, or the error of one of its prompts.
+
+    Samples are numbered through, prompt after prompt.
+    """
+    first = next((row for row in rows if row[prefix + "status"] == ERRORED), rows[0])
 
     def added(row: Mapping[str, Any], name: str) -> Any:
         return row[prefix + name]
@@ -91,7 +128,10 @@ def response(rows: Sequence[Mapping[str, Any]], prefix: str, model: str, created
         }
         return json.dumps(line, ensure_ascii=False)
     drawn = sum(added(row, "completion_tokens") for row in rows)
-    asked, cached = added(first, "prompt_tokens"), added(first, "cached_tokens")
+    prompts = list({added(row, "row_uid"): row for row in rows}.values())
+    asked, cached = (
+        sum(added(row, name) for row in prompts) for name in ("prompt_tokens", "cached_tokens")
+    )
     line["response"] = {
         "status_code": 200,
         "request_id": uid,
@@ -100,7 +140,7 @@ def response(rows: Sequence[Mapping[str, Any]], prefix: str, model: str, created
             "object": "text_completion",
             "created": created,
             "model": model,
-            "choices": [_choice(row, prefix) for row in rows],
+            "choices": [_choice(i, row, prefix) for i, row in enumerate(rows)],
             "usage": {
                 "prompt_tokens": asked,
                 "completion_tokens": drawn,
@@ -112,7 +152,7 @@ def response(rows: Sequence[Mapping[str, Any]], prefix: str, model: str, created
     return json.dumps(line, ensure_ascii=False)
 
 
-def _choice(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _choice(index: int, row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     details = row[prefix + "logprobs"]
     logprobs = None
     if details is not None:
@@ -131,7 +171,7 @@ def _choice(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             ],
         }
     return {
-        "index": row[prefix + "sample_index"],
+        "index": index,
         "text": row[prefix + "text"],
         "finish_reason": row[prefix + "finish_reason"],
         "stop_reason": row[prefix + "stop_reason"],

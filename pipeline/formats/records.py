@@ -60,6 +60,10 @@ def read_json_lines(url: str) -> Iterator[Record | Fault]:
         elif line.strip():
             try:
                 values = json.loads(line)
+            except json.JSONDecodeError as error:
+                reason = f"is no JSON: {error.msg} (character {error.pos + 1})"
+                yield Record(number, {}, line).fault(shown, reason)
+                continue
             except (ValueError, RecursionError) as error:
                 yield Record(number, {}, line).fault(shown, f"is no JSON: {error}")
                 continue
@@ -94,12 +98,13 @@ def read_csv(url: str) -> Iterator[Record | Fault]:
             if twice := next((name for name in header if header.count(name) > 1), None):
                 raise SetupError(f"{shown} has two columns named {twice!r}; rename one")
         elif row:
-            record = Record(begin, dict(zip(header, (v or None for v in row), strict=False)), "")
+            values = dict(zip(header, (v or None for v in row), strict=False))
+            record = Record(begin, values, ",".join(row))
             if len(row) == len(header):
                 yield record
             else:
                 message = f"has {len(row)} fields, the header has {len(header)}"
-                yield dataclasses.replace(record, text=",".join(row)).fault(shown, message)
+                yield record.fault(shown, message)
     if header is None:
         raise SetupError(f"{shown} is empty; a CSV file begins with the names of its columns")
 

@@ -3,7 +3,6 @@
 import csv
 import datetime
 import io
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -110,8 +109,7 @@ def _openai(
     created = job.get("created_at", "1970-01-01T00:00:00+00:00")
     stamp = int(datetime.datetime.fromisoformat(created).timestamp())
     model = files.basename(job.get("checkpoint") or "grok-1")
-    for _, group in itertools.groupby(_rows(folder, parts), lambda row: row[prefix + "row_uid"]):
-        rows = list(group)
+    for rows in openai.requests(_rows(folder, parts), prefix):
         yield len(rows), openai.response(rows, prefix, model, stamp) + "\n"
 
 

@@ -50,7 +50,7 @@ def test_a_bad_line_does_not_harm_the_others(tmp_path):
     assert [row["prompt"] for row in rows] == ["a", "last"]
     found = faults(tmp_path)
     assert sorted(found) == [2, 3, 4, 5, 6]
-    assert "no JSON" in found[2]
+    assert found[2] == "is no JSON: Expecting value (character 12)"
     assert found[3] == "is no JSON object"
     assert "UTF-8" in found[4]
     assert found[5] == "prompt must be a string"
@@ -95,7 +95,7 @@ def test_openai_requests(tmp_path):
     assert (rows[0]["max_tokens"], rows[0]["logprobs"], rows[1]["temperature"]) == (5, 2, 0.5)
     found = faults(tmp_path)
     assert sorted(found) == [5, 6, 7, 8]
-    assert "echo" in found[5]
+    assert "--echo" in found[5]
     assert "'beams'" in found[6]
     assert "no prompt" in found[7]
     assert "/v1/chat/completions" in found[8]

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import OK, SETUP, main
+from pipeline.formats import openai
 
 
 def exported(finished, tmp_path, kind: str):
@@ -48,6 +49,30 @@ def test_openai_responses(finished, tmp_path):
     assert (choice["text"], choice["finish_reason"]) == (row["text"], row["finish_reason"])
     assert good["usage"]["total_tokens"] == row["prompt_tokens"] + row["completion_tokens"]
     assert len(choice["logprobs"]["token_logprobs"]) == row["completion_tokens"]
+
+
+def test_prompts_of_one_request_are_one_response():
+    def row(custom_id, prompt, sample=0, **other):
+        added = {"row_uid": f"{custom_id}{prompt}", "sample_index": sample, "status": "succeeded"}
+        added |= {"text": f"{custom_id}{prompt}{sample}", "completion_tokens": 2, "logprobs": None}
+        added |= {"prompt_tokens": 10 + prompt, "cached_tokens": 1, "finish_reason": "stop"}
+        added |= {"stop_reason": None, "error_code": None, "error_message": None}
+        own = {"custom_id": custom_id, "prompt_index": prompt}
+        return {**own, **{f"g_{name}": value for name, value in {**added, **other}.items()}}
+
+    wrong = {"status": "errored", "error_code": "x", "error_message": "y", "error_param": "z"}
+    rows = [row("a", 0), row("a", 0, 1), row("a", 1), row("a", 1, 1), row("a", 0, row_uid="new")]
+    rows += [row("b", 0), row("b", 1, **wrong), row("c", 2), row(None, 0), row(None, 1)]
+    groups = list(openai.requests(rows, "g_"))
+    assert [len(group) for group in groups] == [4, 1, 2, 1, 2]
+    first, _, broken, *_ = (json.loads(openai.response(group, "g_", "m", 0)) for group in groups)
+    body = first["response"]["body"]
+    choices = [(choice["index"], choice["text"]) for choice in body["choices"]]
+    assert choices == [(0, "a00"), (1, "a01"), (2, "a10"), (3, "a11")]
+    assert body["usage"]["prompt_tokens"] == 10 + 11
+    assert body["usage"]["completion_tokens"] == 8
+    assert (broken["custom_id"], broken["response"]) == ("b", None)
+    assert broken["error"]["code"] == "x"
 
 
 def test_a_datasets_folder_has_a_card_that_finds_all_rows(finished, tmp_path):
