@@ -62,3 +62,14 @@ def test_no_page_with_python_is_left_out():
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     shown = {str(p.relative_to(ROOT)) for p in pages if "```python\n" in p.read_text()}
     assert shown == set(PAGES)
+
+
+def test_tests_that_pages_name_are_there():
+    pages = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"`(?:tests/)?([\w/]+/test_\w+\.py)", page.read_text())
+    }
+    assert "reliability/test_kill.py" in named
+    assert [name for name in sorted(named) if not (ROOT / "tests" / name).exists()] == []
