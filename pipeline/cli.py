@@ -120,11 +120,11 @@ def _version(package: str) -> str:
 
 def _quiet(debug: bool) -> None:
     """A normal run shows what the command prints, and nothing of its libraries."""
+    logging.getLogger("grok1").setLevel(logging.INFO if debug else logging.WARNING)
     if debug:
         logging.basicConfig(level=logging.INFO)
     else:
         logging.basicConfig(level=logging.ERROR, format="grok1: %(message)s")
-        logging.getLogger("grok1").setLevel(logging.WARNING)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         # Beam logs each fault several times; the command reports it once.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)

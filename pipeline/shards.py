@@ -15,6 +15,8 @@ from schemas.error import ErrorCode, RowError, SetupError
 
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "created")
 
+_HTTP = ("http://", "https://")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listed:
@@ -140,13 +142,13 @@ def _find(pattern: str, root: str | None, output: str | None) -> list[Listed]:
     except Exception as error:  # each store's client brings exception classes of its own
         reason = files.redact(" ".join(str(error).split())[:300]) or type(error).__name__
         raise SetupError(f"cannot list {files.redact(pattern)}: {reason}") from None
-    prefix = _prefix(base)
+    prefix = _prefix(_unsigned(base))
     own = None
     if output is not None and keep is not _anything and type(files.split(output)[0]) is type(fs):
         own = _prefix(output)
     found = []
     for key, info in entries.items():
-        name = key.removeprefix(prefix)
+        name = _unsigned(key).removeprefix(prefix)
         if info["type"] == "directory" or not keep(name) or (own and key.startswith(own)):
             continue
         found.append(
@@ -167,7 +169,7 @@ def _prefix(folder: str) -> str:
 
 def _is_glob(pattern: str) -> bool:
     # In http URLs a question mark starts the query.
-    magic = "[*\\[]" if pattern.startswith(("http://", "https://")) else "[*?\\[]"
+    magic = "[*\\[]" if pattern.startswith(_HTTP) else "[*?\\[]"
     return re.search(magic, pattern) is not None
 
 
@@ -189,8 +191,13 @@ def _anything(name: str) -> bool:
     return True
 
 
-def _below(root: str, path: str) -> str:
-    prefix = _prefix(root)
+def _unsigned(url: str) -> str:
+    """Without an http URL's query: a signature, maybe, which is secret and no part of a name."""
+    return url.partition("?")[0] if url.startswith(_HTTP) else url
+
+
+def _below(root: str, key: str) -> str:
+    path, prefix = _unsigned(key), _prefix(_unsigned(root))
     if not path.startswith(prefix):
         raise SetupError(
             f"input file {path} does not lie below --input-root {files.redact(root)}; "

@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="of a checkpoint: bf16 (default), f32, and for GGUF f16, q8_0",
     )
+    add(
+        "--spreadsheet",
+        action="store_true",
+        help="of CSV: put ' before texts that a spreadsheet would take for formulas",
+    )
     add("--overwrite", action="store_true", help="replace a checkpoint that is there")
 
 
@@ -49,11 +54,13 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     if given.format not in wanted:
         what = "a checkpoint" if given.checkpoint else "a run's completions"
         raise SetupError(f"{what} cannot be written as {given.format}: use {', '.join(wanted)}")
+    if given.spreadsheet and given.format != "csv":
+        raise SetupError(f"--spreadsheet is for --format csv, not {given.format}: leave it out")
     if given.checkpoint:
         return _export_checkpoint(given)
     from pipeline.formats.writing import export_run
 
-    rows = export_run(given.source, given.to, given.format)
+    rows = export_run(given.source, given.to, given.format, spreadsheet=given.spreadsheet)
     print(f"{rows:,} rows in {files.redact(given.to)}")
     return 0
 

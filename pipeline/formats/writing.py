@@ -18,6 +18,9 @@ from schemas.error import SetupError
 
 FORMATS = ("jsonl", "csv", "openai", "datasets")
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""A text that begins so is computed by the spreadsheet that opens it, and may send others away."""
+
 _BATCH_ROWS = 1024
 _BUFFER_BYTES = 4 << 20
 
@@ -36,13 +39,14 @@ configs:
 """
 
 
-def export_run(output: str, to: str, kind: str) -> int:
+def export_run(output: str, to: str, kind: str, *, spreadsheet: bool = False) -> int:
     """Writes a run's rows, in input order, in another format; returns how many.
 
     Args:
       output: the output folder of a run.
       to: a file; for ``datasets`` a folder.
       kind: one of ``FORMATS``.
+      spreadsheet: of CSV, put an apostrophe before texts that a spreadsheet would compute.
 
     Raises:
       SetupError: there are no completions, or it cannot be written.
@@ -57,7 +61,7 @@ def export_run(output: str, to: str, kind: str) -> int:
     prefix = job.get("settings", {}).get("output_prefix", "")
     writers: dict[str, Callable[[], Iterator[tuple[int, str]]]] = {
         "jsonl": lambda: _json_lines(folder, parts),
-        "csv": lambda: _csv(folder, parts),
+        "csv": lambda: _csv(folder, parts, spreadsheet),
         "openai": lambda: _openai(folder, parts, prefix, job),
     }
     count = 0
@@ -80,10 +84,17 @@ def _json_lines(folder: Folder, parts: Sequence[str]) -> Iterator[tuple[int, str
         yield 1, json.dumps(row, ensure_ascii=False, default=_plain) + "\n"
 
 
-def _csv(folder: Folder, parts: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _csv(folder: Folder, parts: Sequence[str], spreadsheet: bool) -> Iterator[tuple[int, str]]:
     """Lists and structs as JSON text in their field."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
+
+    def field(value: Any) -> Any:
+        if isinstance(value, list | dict):
+            value = json.dumps(value, ensure_ascii=False, default=_plain)
+        if spreadsheet and isinstance(value, str) and value.startswith(_FORMULA):
+            return f"'{value}"
+        return value
 
     def taken() -> str:
         text = sink.getvalue()
@@ -93,13 +104,8 @@ def _csv(folder: Folder, parts: Sequence[str]) -> Iterator[tuple[int, str]]:
 
     for index, row in enumerate(_rows(folder, parts)):
         if not index:
-            writer.writerow(row)
-        writer.writerow(
-            json.dumps(value, ensure_ascii=False, default=_plain)
-            if isinstance(value, list | dict)
-            else value
-            for value in row.values()
-        )
+            writer.writerow(map(field, row))
+        writer.writerow(map(field, row.values()))
         yield 1, taken()
 
 

@@ -30,6 +30,8 @@ PHASES = {
 
 def arm(phase: str, seed: int, sign: int = signal.SIGKILL) -> None:
     """Makes this process send itself a signal in a phase."""
+    # A shell has those that it starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     module_name, path, most, longest = PHASES[phase]
     chance = random.Random(f"{phase}{seed}")
     passes, delay = chance.randint(0, most), chance.uniform(0, longest)
