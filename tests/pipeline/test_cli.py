@@ -6,7 +6,10 @@ import pytest
 from pipeline import cli
 from pipeline.cli import FAILED, SETUP, Failed, main
 from pipeline.commands import inspect
+from schemas import prompt
 from schemas.error import SetupError
+from schemas.sampling import PARAM_NAMES
+from schemas.structured import SHORTHANDS
 
 
 @pytest.fixture
@@ -86,3 +89,13 @@ def test_no_abbreviation_is_taken_for_an_option(capsys):
         main(["generate", "--check", "c", "--input", "i", "--output", "o"])
     assert end.value.code == 2
     assert "--checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*PARAM_NAMES, *SHORTHANDS])
+def test_every_sampling_parameter_is_a_flag_and_a_column(name, capsys):
+    assert name in prompt.ROLES
+    if name == "guided_json_object":  # as a flag --structured-outputs says it
+        return
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert f"--{name.replace('_', '-')}" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import re
 
 import hypothesis.strategies as st
 import jax
@@ -187,6 +188,14 @@ def test_what_no_row_asks_for_stands_behind_a_branch():
         "broadcast_in_dim",
         "stop_gradient",
     }, whole_rows
+
+
+def test_no_vocabulary_is_sorted():
+    """Whatever is asked: filters count, and the likeliest few are selected."""
+    lowered = jax.jit(sample).lower(np.zeros((4, 600), np.float32), rows(4, 600))
+    program = lowered.compile().as_text()
+    assert "TopK" in program
+    assert not re.search(r"\bsort\(", program)
 
 
 def chi_square(counts, probabilities):
