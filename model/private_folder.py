@@ -30,7 +30,9 @@ def ensure_private(folder: Path, what: str) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except OSError as error:
-        raise SetupError(f"{what}: cannot use {folder}: {error.strerror}") from None
+        raise SetupError(
+            f"{what}: cannot use {folder}: {error.strerror}; name a folder of your own"
+        ) from None
     if found.st_uid != os.getuid():
         raise SetupError(f"{what}: {folder} belongs to another account; name a folder of your own")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

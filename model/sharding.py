@@ -35,9 +35,11 @@ def make_mesh(count: int | None, config: Grok1Config, devices: list[jax.Device])
     if count is None:
         count = fits[0]
     if count > len(devices):
-        raise SetupError(f"--devices {count}: only {len(devices)} are present")
+        raise SetupError(f"--devices {count}: only {len(devices)} are present; give fewer")
     if count not in fits:
-        raise SetupError(f"--devices {count}: does not divide {indivisible(config, count)}")
+        raise SetupError(
+            f"--devices {count}: does not divide {indivisible(config, count)}; give fewer"
+        )
     return Mesh(np.asarray(devices[:count]), (MODEL,))
 
 

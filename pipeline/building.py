@@ -258,6 +258,6 @@ def _columns(template: str | None, schema: pa.Schema, where: str) -> tuple[str, 
     if missing := [name for name in names if name not in schema.names]:
         raise SetupError(
             f"--template names {missing[0]!r}, but {where} has no such column, only "
-            f"{listed(schema.names)}"
+            f"{listed(schema.names)}; name one of these"
         )
     return tuple(names)

@@ -141,7 +141,10 @@ def _find(pattern: str, root: str | None, output: str | None) -> list[Listed]:
         raise
     except Exception as error:  # each store's client brings exception classes of its own
         reason = files.redact(" ".join(str(error).split())[:300]) or type(error).__name__
-        raise SetupError(f"cannot list {files.redact(pattern)}: {reason}") from None
+        raise SetupError(
+            f"cannot list {files.redact(pattern)}: {reason}; check the path, and this account's "
+            "rights to it"
+        ) from None
     prefix = _prefix(_unsigned(base))
     own = None
     if output is not None and keep is not _anything and type(files.split(output)[0]) is type(fs):

@@ -42,9 +42,9 @@ class Template:
             self.names = sorted(names - set(environment.globals))
             self._template = environment.from_string(text)
         except jinja2.TemplateSyntaxError as error:
-            raise SetupError(f"{flag}, line {error.lineno}: {error.message}") from None
+            raise SetupError(f"{flag}, line {error.lineno}: {error.message}; correct it") from None
         except UnicodeEncodeError:
-            raise SetupError(f"{flag} is not valid UTF-8") from None
+            raise SetupError(f"{flag} is not valid UTF-8; write it anew") from None
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text for a row.

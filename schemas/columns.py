@@ -62,7 +62,7 @@ def claim(
         if column and column not in schema.names:
             raise SetupError(
                 f"--columns {role}={column}: {where} has no column {column!r}, "
-                f"only {listed(schema.names)}"
+                f"only {listed(schema.names)}; name one of these"
             )
         if column in claims:
             raise SetupError(

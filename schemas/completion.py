@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from schemas.columns import listed
 from schemas.error import RowError, SetupError
 from schemas.utf8 import readable
 
@@ -103,7 +104,8 @@ def output_schema(
     rename = dict(rename or {})
     if missing := [name for name in rename if name not in input_schema.names]:
         raise SetupError(
-            f"--rename {missing[0]}={rename[missing[0]]}: the input has no column {missing[0]!r}"
+            f"--rename {missing[0]}={rename[missing[0]]}: the input has no column {missing[0]!r}, "
+            f"only {listed(input_schema.names)}; name one of these"
         )
     fields = []
     for field in input_schema:

@@ -178,7 +178,9 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SetupError(f"{where} is not readable as JSON: {str(error)[:80]}") from None
+        raise SetupError(
+            f"{where} is not readable as JSON: {str(error)[:80]}; fetch it again"
+        ) from None
     if not isinstance(found, dict):
-        raise SetupError(f"{where} is no JSON object")
+        raise SetupError(f"{where} is no JSON object; fetch it again")
     return found

@@ -119,7 +119,9 @@ def read_bytes(url: str, limit: int) -> bytes:
     with _faults("read", url):
         size = fs.size(path)
         if size is not None and size > limit:
-            raise SetupError(f"{redact(url)} has {size} bytes, more than the {limit} expected")
+            raise SetupError(
+                f"{redact(url)} has {size} bytes, more than the {limit} expected; name another file"
+            )
         return fs.cat_file(path)
 
 
@@ -153,7 +155,8 @@ def read_into(url: str, start: int, buffer: np.ndarray) -> None:
         while at < buffer.size:
             if not (got := os.preadv(file.fileno(), [buffer[at:].data], start + at)):
                 raise SetupError(
-                    f"{redact(url)} is cut short: byte {start + buffer.size} is past its end"
+                    f"{redact(url)} is cut short: byte {start + buffer.size} is past its end; "
+                    "fetch it again"
                 )
             at += got
 
@@ -255,12 +258,15 @@ def _faults(action: str, url: str) -> Iterator[None]:
     except SetupError:
         raise
     except FileNotFoundError:
-        raise SetupError(f"cannot {action} {redact(url)}: no such file or bucket") from None
+        raise SetupError(
+            f"cannot {action} {redact(url)}: no such file or bucket; check how it is spelled"
+        ) from None
     except Exception as error:  # each store's client brings exception classes of its own
         reason = " ".join(_without_secrets(str(error), url).split())[:300]
         # Without its cause: that may quote the URL as it is.
         raise SetupError(
-            f"cannot {action} {redact(url)}: {reason or type(error).__name__}"
+            f"cannot {action} {redact(url)}: {reason or type(error).__name__}; check the path, and "
+            "this account's rights to it"
         ) from None
 
 

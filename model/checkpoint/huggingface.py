@@ -104,7 +104,9 @@ class HuggingFaceCheckpoint:
         try:
             config = port_config(values)
         except SetupError as error:
-            raise SetupError(f"{files.redact(where)}: {error}") from None
+            raise SetupError(
+                f"{files.redact(where)}: {error}; use the {CONFIG} that belongs to the checkpoint"
+            ) from None
         asked = sum(count_names(tensor) for tensor in tensors(config))
         if asked > _MOST_MISSING * len(shard_of):
             raise SetupError(

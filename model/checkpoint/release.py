@@ -215,7 +215,10 @@ class ReleaseCheckpoint:
                 return self._with_shards(values)
             return Grok1Config.from_json(text)
         except SetupError as error:
-            raise SetupError(f"{files.redact(self._config_url)}: {error}") from None
+            raise SetupError(
+                f"{files.redact(self._config_url)}: {error}; use the {CONFIG} that belongs to the "
+                "checkpoint"
+            ) from None
 
     def _with_shards(self, values: dict[str, Any]) -> Grok1Config:
         """The config with ``model_shards`` (G) as the scales of a row-parallel weight have it."""
@@ -262,7 +265,9 @@ def _read_array(url: str, location: ArrayLocation) -> np.ndarray:
     if location.latin1:
         data = _from_latin1(data, url)
     if data.size != math.prod(location.shape) * location.dtype.itemsize:
-        raise SetupError(f"{files.redact(url)} does not store as many bytes as its shape takes")
+        raise SetupError(
+            f"{files.redact(url)} does not store as many bytes as its shape takes; fetch it again"
+        )
     return data.view(location.dtype).reshape(location.shape, order=location.order)
 
 
@@ -270,4 +275,6 @@ def _from_latin1(data: np.ndarray, url: str) -> np.ndarray:
     try:
         return np.frombuffer(data.tobytes().decode().encode("latin-1"), np.uint8)
     except UnicodeError:
-        raise SetupError(f"{files.redact(url)} stores text that is no bytes") from None
+        raise SetupError(
+            f"{files.redact(url)} stores text that is no bytes; fetch it again"
+        ) from None

@@ -97,7 +97,7 @@ class StoreIndex:
             index = cls(Grok1Config.from_mapping(config), str(weights), shards, source, sums)
             planned = index.files()
         except SetupError as error:
-            raise SetupError(f"{where}: {error}") from None
+            raise SetupError(f"{where}: {error}; convert the checkpoint again") from None
         for file in planned:
             if not are_checksums_of(file, sums.get(file.name)):
                 raise SetupError(

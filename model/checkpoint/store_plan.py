@@ -106,7 +106,7 @@ def plan_files(config: Grok1Config, weights: str, shards: int) -> list[StoreFile
     if shards not in SHARDS:
         raise SetupError(f"--shards must be one of {', '.join(map(str, SHARDS))}, got {shards}")
     if unfit := indivisible(config, shards):
-        raise SetupError(f"--shards {shards}: does not divide {unfit}")
+        raise SetupError(f"--shards {shards}: does not divide {unfit}; give fewer")
     named: dict[str, list[Tensor]] = {}
     for tensor in tensors(config, weights):
         if tensor.param.stored == "int4" and tensor.param.part(shards).shape[-1] % 2:

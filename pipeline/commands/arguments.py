@@ -248,7 +248,7 @@ def _template(flag: str, value: str | None) -> str | None:
     try:
         text = files.read_bytes(value, _MAX_TEMPLATE).decode()
     except UnicodeDecodeError:
-        raise SetupError(f"{flag} {files.redact(value)} is not valid UTF-8") from None
+        raise SetupError(f"{flag} {files.redact(value)} is not valid UTF-8; save it so") from None
     except SetupError as error:
         raise SetupError(f"{flag} {value!r:.60} names no column, and as a file: {error}") from None
     return text.removesuffix("\n")

@@ -107,7 +107,10 @@ def read_rates(url: str | None) -> dict[str, Rate]:
             for value in dataclasses.astuple(rate)
         )
     except (ValueError, TypeError) as error:
-        raise SetupError(f"{where} is no table of rates: {error}") from None
+        raise SetupError(
+            f"{where} is no table of rates: {error}; begin with a copy of "
+            "pipeline/estimate/rates.toml"
+        ) from None
     if unknown := sorted(set(rates) - set(MACHINES)):
         raise SetupError(f"{where}: no machine {unknown[0]!r}; one of {', '.join(MACHINES)}")
     if not sound:

@@ -133,6 +133,6 @@ def _lines(url: str, keep_ends: bool = False) -> Iterator[tuple[int, str | Fault
                     continue
                 yield number, text if keep_ends else text.rstrip("\r\n")
     except FileNotFoundError:
-        raise SetupError(f"cannot read {shown}: no such file") from None
+        raise SetupError(f"cannot read {shown}: no such file; check how it is spelled") from None
     except (OSError, EOFError) as error:
-        raise SetupError(f"cannot read {shown}: {error}") from None
+        raise SetupError(f"cannot read {shown}: {error}; check that it is whole") from None
