@@ -36,10 +36,10 @@ setup-dev: $(VENV)/.dev  ## the same, with what tests and checks need
 .PHONY: demo
 demo: setup  ## complete sample prompts with a small model; writes demo-output/
 	@mkdir -p $(DEMO)
-	$(BIN)/grok1 synth --preset tiny --output $(DEMO)/checkpoint --overwrite
 	$(BIN)/python examples/sample_prompts.py $(DEMO)/prompts.parquet
-	$(BIN)/grok1 generate --checkpoint $(DEMO)/checkpoint --input $(DEMO)/prompts.parquet \
-	  --output $(DEMO)/completions --max-tokens 48 --allow-errors --overwrite
+	$(BIN)/grok1 generate --checkpoint examples/demo-model --input $(DEMO)/prompts.parquet \
+	  --output $(DEMO)/completions --top-p 0.9 --repetition-penalty 1.05 --max-tokens 64 \
+	  --allow-errors --overwrite
 
 .PHONY: train-demo
 train-demo: setup-dev  ## train the model that the demo uses anew (half an hour)

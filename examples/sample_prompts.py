@@ -1,4 +1,4 @@
-"""Writes a few prompts as Parquet: ``python examples/sample_prompts.py FILE``.
+"""Writes the beginnings of some Python code as Parquet: ``python examples/sample_prompts.py FILE``.
 
 Two of them are broken on purpose, to show what becomes of such rows: they come out as errors, and
 the others are unharmed.
@@ -10,20 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 PROMPTS = [
-    "def fibonacci(n):\n",
-    "import os\nimport sys\n\n",
-    "class Queue:\n    def __init__(self):\n",
     "def read_lines(path):\n    with open(path) as file:\n",
-    "for i in range(10):\n",
+    "def read_lines(path):\n",
+    "class Error(Exception):\n",
     "try:\n    value = int(text)\nexcept ",
-    "# Return the largest of three numbers.\n",
-    '"""Parse command line options.',
+    "import os\nimport sys\n\n",
+    "    def __repr__(self):\n        return ",
+    "@property\n",
+    "for name in names:\n",
     None,
-    "def main():\n    parser = argparse.ArgumentParser(",
+    '"""Parse command line options.',
     "raise ValueError(",
-    "A dictionary maps ",
+    "def main():\n    parser = argparse.ArgumentParser(",
 ]
-TEMPERATURES = [0.0, 0.0, 0.8, 0.0, 0.8, 0.0, 0.8, 0.0, 0.0, 0.0, -1.0, 0.8]
+TEMPERATURES = [0.0, 0.3, 0.6, 0.6, 0.6, 0.6, 0.6, 0.3, 0.0, 0.6, -1.0, 0.6]
 
 
 def main(path: str) -> None:

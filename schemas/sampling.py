@@ -39,8 +39,8 @@ class SamplingParams:
 
     Examples:
       >>> params = SamplingParams(temperature=0.7, max_tokens=256, stop=["Q:"])
-      >>> params.override({"temperature": 0, "seed": None}).greedy
-      True
+      >>> params.override({"temperature": 0, "seed": None}).temperature
+      0.0
       >>> SamplingParams(top_p=2)
       Traceback (most recent call last):
         ...

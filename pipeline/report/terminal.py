@@ -30,6 +30,9 @@ _SAMPLES = 5
 _CELL = 160
 """Characters of a prompt or completion that are shown."""
 
+_LINES = 6
+"""Lines of it."""
+
 
 def set_up_line(job: Job) -> str:
     """What is about to be done, in a line."""
@@ -61,7 +64,8 @@ def print_summary(job: Job, manifest: Mapping[str, Any], counters: Mapping[str, 
     if samples:
         table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
         for before, answer, about in samples:
-            table.add_row(Text(before, "dim"), Text(answer), Text(about, "dim"))
+            cells = _cell(before, "dim"), _cell(answer), Text(about, "dim")
+            table.add_row(*cells, end_section=True)
         console.print(table)
 
 
@@ -171,8 +175,15 @@ def shown(value: Any) -> str:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     text = value if isinstance(value, str) else " ".join(map(str, value[: _CELL // 2]))
-    cut = text if len(text) <= _CELL else text[: _CELL - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    lines = text[:_CELL].split("\n", _LINES)
+    cut = "\n".join(lines[:_LINES])
+    safe = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in cut)
+    return "".join(safe).rstrip("\n") + ("…" if len(cut.rstrip()) < len(text.rstrip()) else "")
+
+
+def _cell(text: str, style: str = "") -> Text:
+    """Prose is wrapped; lines of something like code are left where they stand, and cut."""
+    return Text(text, style, no_wrap="\n" in text)
 
 
 def _file_errors(manifest: Mapping[str, Any]) -> str:

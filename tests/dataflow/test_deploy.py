@@ -109,6 +109,7 @@ def test_the_linter_finds_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_image_s_install_steps_work_in_a_clean_place(tmp_path):
     """The Dockerfile's own COPY and RUN lines, in an empty folder and a new environment."""
     work = tmp_path / "opt"

@@ -25,8 +25,7 @@ def _world(talking: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     """A folder with what the examples name."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "grok-1").symlink_to(talking)
-    (folder / "demo-output").mkdir()
-    (folder / "demo-output" / "checkpoint").symlink_to(talking)
+    (folder / "examples").symlink_to(ROOT / "examples")
     write(folder / "prompts" / "a.parquet", {"prompt": ["import ", "def f("]})
     before = pathlib.Path.cwd()
     os.chdir(folder)

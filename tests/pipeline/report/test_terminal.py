@@ -83,8 +83,15 @@ def test_prompts_of_any_kind_are_shown(prepare):
     assert [row[0] for row in first_completions(job.folder, job)] == ["bytes", "5 6"]
 
 
+def test_code_is_shown_as_it_stands():
+    assert shown("def f(x):\n    return x\n") == "def f(x):\n    return x"
+    assert shown("a\n" * 9) == "a\n" * 5 + "a…"
+    assert shown("a\n\n" + "b" * 200) == "a\n\n" + "b" * 157 + "…"
+
+
 @given(st.text() | st.binary() | st.lists(st.integers(0, 99)))
 def test_nothing_that_is_shown_can_steer_a_terminal(value):
     text = shown(value)
-    assert text.isprintable()
+    assert text.replace("\n", "").isprintable()
+    assert text.count("\n") < 6
     assert len(text) < 160 * 10
