@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from model.engine.request import Request
+from model.engine.request import NOT_HEALED, Request
 from model.tokenizer import Tokenizer
 from pipeline.building import builder
 from pipeline.elements import PromptChunk
@@ -62,9 +62,8 @@ def _request(
 ) -> Request:
     """The row's request, its last token taken off if ``healer`` finds that it can be healed."""
     params, healed = row.params, None
-    # A mask of its own says already where the completion is to go on.
-    masked = params.allowed_token_ids is not None or params.structured_outputs is not None
-    if healer is not None and row.text is not None and not masked:
+    begins = any(getattr(params, name) is not None for name in NOT_HEALED)
+    if healer is not None and row.text is not None and not begins:
         healed = ids[-1] if healer.can_heal(ids) else None
     kept = ids if healed is None else ids[:-1]
     return Request(prompt_token_ids=kept, params=params, address=address, healed=healed)

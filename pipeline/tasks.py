@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from model import constraint
+from model.engine.request import NOT_HEALED
 from model.tokenizer import Tokenizer
 from pipeline import prompts, scores
 from pipeline.options import GenerateOptions, JobOptions, ScoreOptions
@@ -56,6 +57,12 @@ def _check_generate(options: GenerateOptions, roles: prompt.Roles, max_context: 
         raise SetupError(
             f"--max-tokens {options.sampling.max_tokens} leaves no room for a prompt in a context "
             f"of {max_context} tokens; give fewer"
+        )
+    beside = [name for name in NOT_HEALED if getattr(options.sampling, name) is not None]
+    if options.token_healing and beside:
+        raise SetupError(
+            f"--token-healing does not go together with --{beside[0].replace('_', '-')}; leave one "
+            "of the two out, or set the latter by a column, whose rows are not healed"
         )
     constrained = [column for role, column in roles.sampling.items() if role in _CONSTRAINTS]
     if constrained and not constraint.available():

@@ -7,6 +7,9 @@ from typing import Any
 from schemas.error import RowError
 from schemas.sampling import SamplingParams
 
+NOT_HEALED = ("allowed_token_ids", "structured_outputs", "beam_width")
+"""Parameters that say by themselves how a completion begins: no prompt is healed beside them."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

@@ -7,7 +7,7 @@ import numpy as np
 
 from model.config import Grok1Config
 from model.constraint import Constrainer, Grammar
-from model.engine.request import Request
+from model.engine.request import NOT_HEALED, Request
 from model.engine.tables import WORD_BITS
 from model.tokenizer import Tokenizer
 from schemas.checks import InvalidParameter
@@ -126,7 +126,7 @@ def _rules(
             )
         allowed = first_mask = pack_bits(params.allowed_token_ids, config.vocab_size)
     if request.healed is not None:
-        for name in ("allowed_token_ids", "structured_outputs"):
+        for name in NOT_HEALED:
             if getattr(params, name) is not None:
                 raise InvalidParameter(name, "must be null to heal a prompt's end")
         if tokenizer is None:

@@ -166,6 +166,24 @@ def test_healing_lets_the_first_token_finish_the_prompts_last(generate, talking,
     assert rows[5]["token_ids"] == plain[5]["token_ids"]  # nothing stands before it
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "flags"),
+    [
+        ("allowed_token_ids", list(range(400, 500)), ("--allowed-token-ids", 5, 6)),
+        ("beam_width", 2, ("--beam-width", 2)),
+    ],
+)
+def test_rows_that_say_how_they_begin_are_not_healed(generate, tmp_path, column, value, flags):
+    table = {"prompt": ["The answer is "] * 2, column: [value, None]}
+    arguments = ("--ignore-eos", "--max-tokens", 3, "--temperature", 0)
+    own, healed = generate(*arguments, "--token-healing", table=table).rows
+    plain, other = generate(*arguments, output=tmp_path / "plain").rows
+    assert own == plain
+    assert healed["prompt_tokens"] == other["prompt_tokens"] - 1
+    refused = generate("--token-healing", *flags, output=tmp_path / "refused").sentence()
+    assert f"--token-healing does not go together with {flags[0]}" in refused
+
+
 def test_healing_goes_with_stop_strings_and_echo(generate, tmp_path):
     table = {"prompt": ["The answer is "]}
     arguments = ("--ignore-eos", "--max-tokens", 24, "--temperature", 0, "--token-healing")
