@@ -22,13 +22,17 @@ from schemas.error import ErrorCode, RowError
 CHUNK_ROWS = 2048
 """Most rows of a chunk, unless the user sets another number."""
 
-CHUNK_TOKENS = 1 << 20
-"""Prompt and completion tokens of a chunk at most: some five minutes of an 8-device host."""
+CHUNK_TOKENS = 1 << 19
+"""Prompt and completion tokens of a chunk at most: some minutes of an 8-device host. A preempted
+worker loses half a chunk in each thread, and the last chunks keep a fleet waiting; ``bench/fleet``
+has the figures, ``docs/reliability.md`` the table."""
 
 SPAN_BYTES = 64 << 20
 SPAN_CHUNKS = 16
-"""Bounds of a span. Its reader passes over the rows before it in their row group, so it must not
-be too small; what it holds is recomputed by one worker after another's death, nor too large."""
+GROUP_BYTES = 256 << 20
+"""Bounds of a span, which is one chunk unless files are tiny: whoever holds a span keeps its other
+chunks from those who are idle. Only where a row group is larger than this do its chunks go
+together, since the reader of a span passes over the rows before it in their row group."""
 
 _SPANS_WANTED = 64
 """Small jobs get at least so many spans if they have the chunks, to keep several in flight."""
@@ -45,6 +49,7 @@ _FILES_SCHEMA = pa.schema(
         ("version", pa.string()),
         ("footer", pa.string()),
         ("rows", pa.int64()),
+        ("group_bytes", pa.int64()),
         ("error_code", pa.string()),
         ("error_message", pa.string()),
     ]
@@ -72,6 +77,7 @@ class PlannedFile:
       version: ETag, generation or time of change, when it was planned.
       footer: hash of its end: the Parquet footer, and some of what stands before it.
       rows: its rows, where they are known.
+      group_bytes: of its largest row group, before compression.
       error_code: why none of its rows is in the plan, or None.
       error_message: the same in a sentence.
     """
@@ -84,6 +90,7 @@ class PlannedFile:
     version: str
     footer: str
     rows: int | None
+    group_bytes: int = 0
     error_code: str | None = None
     error_message: str | None = None
 
@@ -185,6 +192,7 @@ def make_plan(
             version=shard.file.version,
             footer=shard.footer,
             rows=None if shard.metadata is None else shard.metadata.num_rows,
+            group_bytes=_largest_group(shard.metadata),
             error_code=None if shard.fault is None else str(shard.fault.code),
             error_message=None if shard.fault is None else shard.fault.message,
         )
@@ -206,14 +214,15 @@ def make_plan(
 
 
 def spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
-    """Groups chunks into spans; files come apart, except where many are tiny."""
+    """Groups chunks into spans: one each, but for tiny files and for very large row groups."""
     most = max(1, min(SPAN_CHUNKS, len(chunks) // _SPANS_WANTED))
     group: list[Chunk] = []
     size = 0
     for chunk in chunks:
         share = chunk.file.size * chunk.rows // max(1, chunk.file.rows or 0)
         other_file = group and group[-1].file.index != chunk.file.index
-        apart = other_file and size + share > SPAN_BYTES // 16
+        tiny = size + share <= SPAN_BYTES // 16
+        apart = not tiny if other_file else chunk.file.group_bytes <= GROUP_BYTES
         if group and (len(group) >= most or size + share > SPAN_BYTES or apart):
             yield Span(tuple(group))
             group, size = [], 0
@@ -271,6 +280,13 @@ def _chunk_rows(metadata: pq.FileMetaData, weights: Weights, options: JobOptions
     size = options.samples * sum(group.total_byte_size for group in groups) / rows
     worth = min(CHUNK_TOKENS / tokens, SPAN_BYTES / max(size, 1))
     return max(1, min(CHUNK_ROWS, int(worth)))
+
+
+def _largest_group(metadata: pq.FileMetaData | None) -> int:
+    if metadata is None:
+        return 0
+    groups = range(metadata.num_row_groups)
+    return max((metadata.row_group(i).total_byte_size for i in groups), default=0)
 
 
 def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:

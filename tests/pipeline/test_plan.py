@@ -14,10 +14,18 @@ from tests.jobs import write
 WEIGHTS = plan.Weights(texts=("prompt",))
 
 
-def planned_file(index=0, rows=10, size=1000) -> plan.PlannedFile:
+def planned_file(index=0, rows=10, size=1000, group=0) -> plan.PlannedFile:
     name = f"{index}.parquet"
     return plan.PlannedFile(
-        index=index, base=0, name=name, path=name, size=size, version="1", footer="f", rows=rows
+        index=index,
+        base=0,
+        name=name,
+        path=name,
+        size=size,
+        version="1",
+        footer="f",
+        rows=rows,
+        group_bytes=group,
     )
 
 
@@ -58,9 +66,9 @@ def test_chunks_are_worth_about_the_same(tmp_path):
     write(tmp_path / "0.parquet", {"prompt": [f"prompt {i} " * 20 for i in range(5000)]})
     assert chunks_of(tmp_path)[0].rows == plan.CHUNK_ROWS
     long = chunks_of(tmp_path, sampling=SamplingParams(max_tokens=2000))
-    assert 400 < long[0].rows < 600
+    assert 200 < long[0].rows < 300
     many = chunks_of(tmp_path, sampling=SamplingParams(max_tokens=2000, n=8))
-    assert 50 < many[0].rows < 80
+    assert 25 < many[0].rows < 40
     assert sum(chunk.rows for chunk in many) == 5000
 
 
@@ -103,6 +111,21 @@ def test_spans_hold_every_chunk_once_in_order(sizes):
         assert size <= plan.SPAN_BYTES or len(span.chunks) == 1
     if len(chunks) <= 64:  # few chunks: each on its own, so that all are in flight
         assert len(spans) == len(chunks)
+
+
+def test_chunks_go_one_by_one_but_for_those_of_a_very_large_row_group():
+    """The reader of one passes over all rows before it in the row group."""
+
+    def sizes(group: int) -> set[int]:
+        file = planned_file(rows=64 * 32, size=1 << 20, group=group)
+        chunks = [
+            plan.Chunk(file=file, first_row=first, rows=1, fingerprint="0" * 12)
+            for first in range(64 * 32)
+        ]
+        return {len(span.chunks) for span in plan.spans(chunks)}
+
+    assert sizes(plan.GROUP_BYTES) == {1}
+    assert sizes(plan.GROUP_BYTES + 1) == {plan.SPAN_CHUNKS}
 
 
 def test_many_tiny_files_share_spans():

@@ -42,10 +42,9 @@ def options(inputs: str, output: str, **more: Any) -> GenerateOptions:
         checkpoint=CHECKPOINT,
         input=(inputs,),
         output=output,
-        chunk_rows=16,
         sampling=SamplingParams(max_tokens=8),
         engine=EngineOptions(slots=8, max_context=64),
-        **more,
+        **{"chunk_rows": 16, **more},
     )
 
 
