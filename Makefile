@@ -128,7 +128,7 @@ docs: $(VENV)-docs/.made  ## build the documentation's site in site/
 quality: setup-dev  ## measure what quantisation costs; writes docs/quantization.md
 	$(BIN)/python -m bench.int4_schemes
 	$(BIN)/python -m bench.quality --checkpoint tests/data/grok1-tiny --ids tests/data/grok1-tiny/exact.npz --tokens 300 --write
-	if [ -d examples/demo-model ]; then $(BIN)/python -m bench.quality --checkpoint examples/demo-model --write; fi
+	$(BIN)/python -m bench.quality --checkpoint examples/demo-model --write
 
 .PHONY: lint
 lint: setup-dev  ## check format, lint and types
