@@ -1,4 +1,4 @@
-"""Completions whose tables and masks lie split over the devices of a mesh."""
+"""Completions whose tables, masks and hidden states lie split over the devices of a mesh."""
 
 from model.engine.engine import Engine
 from schemas.sampling import SamplingParams
@@ -11,9 +11,11 @@ STEERED = [
         {"frequency_penalty": 1.2, "presence_penalty": 0.4},
         {"logit_bias": {7: 6.5, 1023: 5.0}, "frequency_penalty": 0.7},
         {"allowed_token_ids": range(500, 540)},
+        {"beam_width": 3},
     )
 ]
-"""Parameters whose tables and masks are split over the devices by slots."""
+"""Parameters whose tables and masks are split over the devices by slots, and a search, which runs
+and draws in steps of their own."""
 
 
 def steered(engine: Engine) -> list[list[int]]:

@@ -4,6 +4,8 @@ their masks take."""
 import json
 import random
 import re
+import subprocess
+import sys
 import time
 
 import jsonschema
@@ -168,6 +170,26 @@ def test_masks_that_cannot_be_made_are_the_rows_own_error(engine, monkeypatch):
     assert "division by zero" in outputs[1].error.message
     monkeypatch.undo()
     assert re.fullmatch("[ab]+", complete(engine, structured_outputs={"regex": "[ab]{3}"}).text)
+
+
+def test_a_constraint_needs_its_library(engine, monkeypatch):
+    """Where it is not installed, rows are told what to install, and all others are completed."""
+    monkeypatch.setattr("model.constraint.available", lambda: False)
+    monkeypatch.delitem(engine._intake.__dict__, "_compiler", raising=False)
+    constrained = SamplingParams(structured_outputs={"choice": ["a"]})
+    free, refused = engine.generate([[5], [5]], [SamplingParams(max_tokens=2), constrained])
+    assert free.error is None
+    assert refused.error.param == "structured_outputs"
+    assert "pip install 'grok1-batch[constraints]'" in refused.error.message
+
+
+def test_nothing_imports_the_library_before_it_is_used():
+    program = """
+import sys
+sys.modules["llguidance"] = None
+import model.engine.engine, model.constraint, pipeline.cli, pipeline.tasks
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_constraint_needs_a_tokenizer(engines):
