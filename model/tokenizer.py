@@ -1,28 +1,23 @@
 """Text to token ids and back, by the SentencePiece model that belongs to a checkpoint.
 
-Decoding is done here rather than by sentencepiece, from a table of the bytes that each id stands
-for, since a completion is decoded apart from its prompt and as it grows. Over a whole text it gives
-what sentencepiece gives; a test says so.
+Encoding is sentencepiece's, decoding is ``model.detokenizer``'s.
 """
 
-import codecs
 import functools
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
 from model.checkpoint import files
 from model.config import Grok1Config
+from model.detokenizer import Pieces, StreamDecoder
 from schemas.error import SetupError
 
 _MAX_BYTES = 64 << 20
 """The released model has 2 MB; a tokenizer is an untrusted file."""
 
 _SPACE = "▁"
-_BROKEN = re.compile("[\udc80-\udcff]")
-"""What ``surrogateescape`` makes of a byte that belongs to no character."""
 
 
 class Tokenizer:
@@ -63,18 +58,27 @@ class Tokenizer:
         self.vocab_size = len(ids)
         self.pad_id, self.bos_id = processor.pad_id(), processor.bos_id()
         self.eos_id, self.unk_id = processor.eos_id(), processor.unk_id()
-        self._byte_ids = frozenset(i for i in ids if is_byte[i])
-        self._control_ids = frozenset(i for i in ids if is_control[i])
-        self.special_ids = self._control_ids | ({self.unk_id} if self.unk_id >= 0 else set())
-        self._names = {i: pieces[i] for i in self.special_ids}
-        # By id: the bytes it stands for. A byte piece is written <0x0A>.
-        self._bytes = [
+        byte_ids = frozenset(i for i in ids if is_byte[i])
+        control_ids = frozenset(i for i in ids if is_control[i])
+        self.special_ids = control_ids | ({self.unk_id} if self.unk_id >= 0 else set())
+        # A byte piece is written <0x0A>.
+        data = [
             bytes([int(piece[3:5], 16)]) if is_byte[i] else piece.replace(_SPACE, " ").encode()
             for i, piece in enumerate(pieces)
         ]
-        self._by_byte = {self._bytes[i]: i for i in self._byte_ids}
-        self._spaced = frozenset(i for i, piece in enumerate(pieces) if piece.startswith(_SPACE))
-        self._strips_one, self._strips_all = self._leading_space(pieces)
+        self._by_byte = {data[i]: i for i in byte_ids}
+        spaced = frozenset(i for i, piece in enumerate(pieces) if piece.startswith(_SPACE))
+        strips_one, strips_all = self._leading_space(pieces, spaced)
+        self._pieces = Pieces(
+            data=data,
+            names={i: pieces[i] for i in self.special_ids},
+            special_ids=self.special_ids,
+            control_ids=control_ids,
+            byte_ids=byte_ids,
+            spaced_ids=spaced,
+            strips_one=strips_one,
+            strips_all=strips_all,
+        )
         # A look through all pieces takes milliseconds, and prompts end alike.
         self._beginning_with = functools.lru_cache(4096)(self._find_beginning_with)
 
@@ -147,18 +151,18 @@ class Tokenizer:
     def token_bytes(self) -> list[bytes]:
         """By id: the bytes that a token stands for; of special tokens, their names'."""
         return [
-            self._names[i].encode() if i in self.special_ids else data
-            for i, data in enumerate(self._bytes)
+            self._pieces.names[i].encode() if i in self.special_ids else data
+            for i, data in enumerate(self._pieces.data)
         ]
 
     def begins_text(self, ids: Sequence[int]) -> bool:
         """Whether no text stands in ``ids`` yet, so that a first space would be dropped."""
-        return self._strips_one and self.stream(ids).at_start
+        return self._pieces.strips_one and self.stream(ids).at_start
 
     @property
     def spaced_ids(self) -> frozenset[int]:
         """Ids of tokens that begin with the space which is dropped at the beginning of a text."""
-        return self._spaced
+        return self._pieces.spaced_ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; a byte that belongs to no character becomes U+FFFD.
@@ -193,10 +197,10 @@ class Tokenizer:
         prompt_ids: Sequence[int] = (),
         skip_special_tokens: bool = True,
         healed: int | None = None,
-    ) -> "StreamDecoder":
+    ) -> StreamDecoder:
         """A decoder of one completion as its tokens come; see ``decode_completion``."""
-        known = 0 if healed is None else len(self._bytes[healed].decode())
-        return StreamDecoder(self, prompt_ids, skip_special_tokens, known)
+        known = 0 if healed is None else len(self._pieces.data[healed].decode())
+        return StreamDecoder(self._pieces, prompt_ids, skip_special_tokens, known)
 
     def can_heal(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt's last token is text that other tokens begin with too.
@@ -205,7 +209,7 @@ class Tokenizer:
         """
         text = [token for token in prompt_ids[:-1] if token not in self.special_ids]
         last = prompt_ids[-1] if text else None
-        if last is None or last in self.special_ids or last in self._byte_ids:
+        if last is None or last in self.special_ids or last in self._pieces.byte_ids:
             return False
         return len(self.beginning_with(last)) > 1
 
@@ -214,113 +218,22 @@ class Tokenizer:
         return self._beginning_with(token)
 
     def _find_beginning_with(self, token: int) -> tuple[int, ...]:
-        text = self._bytes[token]
+        text, no_text = self._pieces.data[token], self.special_ids | self._pieces.byte_ids
         return tuple(
             i
-            for i, data in enumerate(self._bytes)
-            if data.startswith(text) and i not in self.special_ids and i not in self._byte_ids
+            for i, data in enumerate(self._pieces.data)
+            if data.startswith(text) and i not in no_text
         )
 
-    def _leading_space(self, pieces: list[str]) -> tuple[bool, bool]:
+    def _leading_space(self, pieces: list[str], spaced: frozenset[int]) -> tuple[bool, bool]:
         """Whether decoding drops the space that begins a text, and all pieces that are one."""
         decode, space = self._processor.decode, self._processor.piece_to_id(_SPACE)
-        word = next((i for i in sorted(self._spaced) if pieces[i][1:2] != _SPACE), None)
+        word = next((i for i in sorted(spaced) if pieces[i][1:2] != _SPACE), None)
         if word is None:
             return False, False
         strips_one = not decode([word]).startswith(" ")
-        strips_all = space in self._spaced and not decode([space, word]).startswith(" ")
+        strips_all = space in spaced and not decode([space, word]).startswith(" ")
         return strips_one, strips_one and strips_all
-
-
-class StreamDecoder:
-    """Decodes a completion as its tokens come, giving out what later tokens cannot change.
-
-    All that ``push`` and at last ``finish`` return, end to end, is ``decode_completion``.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_ids: Sequence[int],
-        skip_special_tokens: bool,
-        known: int = 0,
-    ) -> None:
-        """``known`` characters at the beginning are left out."""
-        self._tokenizer = tokenizer
-        self._known = known
-        self._skip_special_tokens = skip_special_tokens
-        self._held = b""
-        self._at_start = True
-        for token in prompt_ids:
-            if not self._at_start:
-                break
-            self._bytes_of(token)
-        self._held = self._unfinished(prompt_ids[-3:])
-        # Bytes of the prompt among those held: left out, unless they become a character.
-        self._owed = len(self._held)
-
-    @property
-    def at_start(self) -> bool:
-        """Whether no text has come yet."""
-        return self._at_start
-
-    def push(self, ids: Iterable[int]) -> str:
-        """The text that is certain once these tokens have come.
-
-        Raises:
-          ValueError: an id is outside the vocabulary.
-        """
-        text, data = [], [self._held]
-        for token in ids:
-            if token in self._tokenizer.special_ids:
-                text.append(self._decode(b"".join(data), final=True))
-                data.clear()
-                if not self._skip_special_tokens:
-                    text.append(self._tokenizer._names[token])
-            data.append(self._bytes_of(token))
-        text.append(self._decode(b"".join(data), final=False))
-        return self._without_known("".join(text))
-
-    def finish(self) -> str:
-        """The rest, when no more tokens come: U+FFFD for each byte of an unfinished character."""
-        return self._without_known(self._decode(self._held, final=True))
-
-    def _without_known(self, text: str) -> str:
-        kept = text[self._known :]
-        self._known -= len(text) - len(kept)
-        return kept
-
-    def _bytes_of(self, token: int) -> bytes:
-        tokenizer = self._tokenizer
-        if not 0 <= token < tokenizer.vocab_size:
-            raise ValueError(f"token id {token} is outside the {tokenizer.vocab_size} of the model")
-        if token in tokenizer.special_ids:
-            self._at_start = self._at_start and token in tokenizer._control_ids
-            return b""
-        data = tokenizer._bytes[token]
-        if self._at_start:
-            if tokenizer._strips_one and token in tokenizer._spaced:
-                data = data[1:]
-            self._at_start = tokenizer._strips_all and not data
-        return data
-
-    def _unfinished(self, last: Sequence[int]) -> bytes:
-        """The bytes at the end of a prompt that may begin a character, at most three."""
-        data = b""
-        for token in reversed(last):
-            if token not in self._tokenizer._byte_ids:
-                break
-            data = self._tokenizer._bytes[token] + data
-        return data[codecs.utf_8_decode(data, "surrogateescape", False)[1] :]
-
-    def _decode(self, data: bytes, final: bool) -> str:
-        text, used = codecs.utf_8_decode(data, "surrogateescape", final)
-        self._held = data[used:]
-        if used and self._owed:
-            if _BROKEN.match(text):  # the prompt's bytes became no character: one mark for each
-                text = text[self._owed :]
-            self._owed = 0
-        return _BROKEN.sub("\ufffd", text)
 
 
 def _reject_surrogates(text: str) -> None:

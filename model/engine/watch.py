@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+from model.detokenizer import StreamDecoder
 from model.engine.repetition import RepetitionWatcher
 from model.engine.request import Request
 from model.engine.ticket import LOOPED, End
-from model.tokenizer import StreamDecoder, Tokenizer
+from model.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

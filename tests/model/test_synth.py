@@ -190,7 +190,7 @@ def test_the_trained_tokenizer_is_of_the_releases_kind(trained):
     assert [decode([i]) for i in (4, 14, 23, 24, 32, 47, 68)] == [
         "\n", "0", "9", "\t", "  ", "<|separator|>", "<|control20|>",
     ]  # fmt: skip
-    assert bytes(b for i in range(69, 325) for b in trained._bytes[i]) == bytes(range(256))
+    assert bytes(b for i in range(69, 325) for b in trained.token_bytes()[i]) == bytes(range(256))
     assert decode([325]) == " "
 
 

@@ -276,9 +276,11 @@ def _other_tokenizer(**options) -> Tokenizer:
 def test_what_begins_with_a_token(trained):
     word = next(i for i in range(4, 1024) if trained.can_heal([400, i]))
     ids = trained.beginning_with(word)
-    text = trained._bytes[word]
+    text = trained.token_bytes()[word]
     assert word in ids
-    assert [i for i in range(1024) if trained._bytes[i].startswith(text) and i in ids] == list(ids)
+    assert [
+        i for i in range(1024) if trained.token_bytes()[i].startswith(text) and i in ids
+    ] == list(ids)
     assert not set(ids) & trained.special_ids
     longer = next(i for i in ids if i != word)
     rest = trained.decode_completion([400], [longer, 400], healed=word)
