@@ -18,6 +18,7 @@ from model.engine.search import Search
 from model.engine.sequence import Prompt, Sequence
 from model.engine.shapes import Shapes
 from model.engine.state import SlotState
+from model.engine.ticket import Sample
 from schemas.error import ErrorCode, RowError
 
 
@@ -177,13 +178,17 @@ class Beams:
                 self._to_place[run] = run.pages.fork(parents, length)
         return done
 
-    def expire(self, since: float) -> list[tuple[list[Sequence], Search]]:
-        """Gives up the searches that began before then; see ``advance``."""
+    def expire(self, since: float) -> list[tuple[list[Sequence], Sample]]:
+        """Gives up the searches that began before then.
+
+        Returns:
+          What stands for each, and the sequences that it needs no more.
+        """
         late = [prompt for prompt, run in self._runs.items() if run.began < since]
         runs = [self._runs.pop(prompt) for prompt in late]
         for run in runs:
             self._to_place.pop(run, None)
-        return [(run.sequences, run.search) for run in runs]
+        return [(run.sequences, run.search.overdue(run.began)) for run in runs]
 
 
 def _candidates(request: Request) -> int:

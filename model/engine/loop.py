@@ -119,11 +119,11 @@ class Loop:
             if sample.began < since or sample.ticket.future.done():
                 self.stop(sample)
                 self._offer(sample, OVERDUE)
-        for sequences, search in self._beams.expire(since):
+        for sequences, sample in self._beams.expire(since):
             for sequence in sequences:
                 self.scheduler.finish(sequence)
                 self._stopped.add(sequence.slot)
-            self._offer(search.overdue(), OVERDUE)
+            self._offer(sample, OVERDUE)
 
     def _prefill(self) -> list[Admission]:
         """Runs prompts if a step can be filled with them, or if rows would idle without."""

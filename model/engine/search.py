@@ -95,9 +95,11 @@ class Search:
             sample.details = None if sample.details is None else facts
             yield sample, beam.end or End("length")
 
-    def overdue(self) -> Sample:
+    def overdue(self, began: float) -> Sample:
         """What stands for the search, if it has to end before anything is found."""
-        return Sample.of(self._ticket, 0)
+        sample = Sample.of(self._ticket, 0)
+        sample.began = began
+        return sample
 
     def _worth(self, beam: Beam) -> float:
         length = self._prompt_tokens + beam.length - (beam.end is not None)

@@ -1,6 +1,7 @@
 """Beam search: by its plain definition, on any numbers and on the golden model's truth."""
 
 import functools
+import threading
 import time
 import zlib
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from model.checkpoint.source import open_checkpoint
+from model.engine import loop
 from model.engine.beams import Pages
 from model.engine.request import Request, TokenLogprob
 from model.engine.rules import Rules
@@ -197,6 +199,40 @@ def test_a_search_must_fit(engines):
     assert output.error.param == "beam_width"
     [output] = tight.generate([[5, 6]], SamplingParams(beam_width=2, max_tokens=100))
     assert output.error is None
+
+
+class Clock:
+    """The time, or a time to come."""
+
+    ahead = 0.0
+    perf_counter = staticmethod(time.perf_counter)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+def test_a_search_that_takes_too_long(engines, monkeypatch):
+    """Its row is an error, its slots are free for others, which go on as ever."""
+    engine = engines(numerics="float32", slots=8, max_context=256, row_deadline=1000.0)
+    short = SamplingParams(beam_width=3, max_tokens=4, ignore_eos=True)
+    expected = found(engine.generate([[5, 6]], short)[0])
+    clock, begun = Clock(), threading.Event()
+    runner, run = engine._loop._runner, engine._loop._runner.run
+
+    def slow():
+        begun.set()
+        time.sleep(0.03)
+        return run()
+
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(runner, "run", slow)
+    wide = SamplingParams(beam_width=3, max_tokens=200, ignore_eos=True)
+    future = engine.submit(Request(prompt_token_ids=(5, 6), params=wide))
+    assert begun.wait(60)
+    clock.ahead = 1001.0
+    assert future.result(60).error.code is ErrorCode.DEADLINE_EXCEEDED
+    monkeypatch.undo()
+    assert [found(o) for o in engine.generate([[5, 6]] * 4, short)] == [expected] * 4
 
 
 @pytest.mark.parametrize(
