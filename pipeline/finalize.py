@@ -17,10 +17,12 @@ from pipeline.counts import COUNTS, Counts
 from pipeline.footer import read_footer
 from pipeline.plan import Chunk, is_part, read_chunks, read_files
 from pipeline.prepare import Job
-from pipeline.storage import TEMPORARY, Folder
+from pipeline.storage import TEMPORARY, Folder, open_parquet
 from pipeline.strikes import STRIKES
 from schemas.completion import SCHEMA_VERSION
 from schemas.error import SetupError
+
+_REMEDY = "remove that part, and start the same command again"
 
 _FILE_ERRORS_SHOWN = 100
 """In the manifest; all are in ``_errors/files.parquet``."""
@@ -47,7 +49,10 @@ def finalize(job: Job) -> dict[str, Any]:
     if lost and (note := budget.stopped(folder)) is not None and note["start"] == job.start:
         return note
     if lost:
-        raise NotConserved(f"{len(lost)} of {len(chunks)} parts are missing, such as {lost[0]}")
+        raise NotConserved(
+            f"{len(lost)} of {len(chunks)} parts are missing, such as {lost[0]}; "
+            "start the same command again"
+        )
     lines = files.in_parallel(lambda chunk: _line(folder, chunk, present), chunks)
     faults = file_errors.collect(read_files(folder), lines)
     manifest = _manifest(job, lines, faults)
@@ -74,8 +79,12 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     return None if data is None else json.loads(data)
 
 
-def survey(folder: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def survey(folder: Folder, *, read: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What an output folder holds, finished or not, every part's footer compared with the plan.
+
+    Args:
+      folder: the output folder.
+      read: whether to read the parts' rows, too, and not their footers alone.
 
     Returns:
       JSON-ready: ``url``, ``run_id``, ``settings``, ``state`` (``complete`` or ``unfinished``),
@@ -89,8 +98,11 @@ def survey(folder: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     def check(chunk: Chunk) -> dict[str, Any] | str:
         try:
-            return _line(folder, chunk, present)
-        except (SetupError, NotConserved) as fault:
+            line = _line(folder, chunk, present)
+            if read:
+                _read_rows(folder, chunk.part_name)
+            return line
+        except NotConserved as fault:
             return str(fault)
 
     checked = files.in_parallel(check, there)
@@ -117,6 +129,16 @@ def survey(folder: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return found, lines
 
 
+def _read_rows(folder: Folder, name: str) -> None:
+    try:
+        with open_parquet(folder.at(name), 1 << 20) as source:
+            for _ in pq.ParquetFile(source).iter_batches(1024, use_threads=False):
+                pass
+    except (pa.ArrowException, OSError) as fault:
+        reason = " ".join(str(fault).split())[:200]
+        raise NotConserved(f"{name} cannot be read: {reason}; {_REMEDY}") from None
+
+
 def is_stray(name: str, planned: set[str]) -> bool:
     """Whether a file bears a part's name, but is not of this run."""
     return is_part(name) and name not in planned
@@ -124,12 +146,17 @@ def is_stray(name: str, planned: set[str]) -> bool:
 
 def _line(folder: Folder, chunk: Chunk, present: dict[str, int]) -> dict[str, Any]:
     name = chunk.part_name
-    _, metadata = read_footer(folder.at(name), present[name])
+    try:
+        _, metadata = read_footer(folder.at(name), present[name])
+    except SetupError as fault:
+        raise NotConserved(f"{fault}; {_REMEDY}") from None
     if not {COUNTS, PROVENANCE, RUN} <= set(metadata.metadata or {}):
-        raise NotConserved(f"{name} was not written by this project")
+        raise NotConserved(f"{name} was not written by this project; {_REMEDY}")
     counts = Counts(**json.loads(metadata.metadata[COUNTS]))
     if counts.rows_in != chunk.rows or counts.rows_out != metadata.num_rows:
-        raise NotConserved(f"{name} should hold {chunk.rows} input rows, but holds {counts}")
+        raise NotConserved(
+            f"{name} should hold {chunk.rows} input rows, but holds {counts}; {_REMEDY}"
+        )
     provenance = json.loads(metadata.metadata[PROVENANCE])
     run = json.loads(metadata.metadata[RUN])
     return {

@@ -45,7 +45,8 @@ def read_inputs(
     if faults and (options.strict or schema is None):
         many = f"{len(faults)} of {len(shards_)} input files cannot be read; the first: "
         stops = "; --strict stops here" if options.strict else ""
-        raise SetupError(f"{many if len(faults) > 1 else ''}{faults[0].sentence()}{stops}")
+        first = f"{many if len(faults) > 1 else ''}{faults[0].message}"
+        raise SetupError(f"{first}; restore the file, or leave it out of --input{stops}")
     assert schema is not None
     if options.extend and former:
         _check_extension(schema, shards_, place, options)

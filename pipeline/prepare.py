@@ -161,7 +161,7 @@ def check_job(
     checkpoint.verify()
     tokenizer = _tokenizer(options, roles, checkpoint)
     max_context = options.engine.context_of(checkpoint.config)
-    task.check(options, roles, max_context)
+    task.check(options, roles, max_context, checkpoint.config.vocab_size)
     settings = {
         "checkpoint": checkpoint.identity(),
         "tokenizer": None if tokenizer is None else tokenizer.identity,

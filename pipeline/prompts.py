@@ -31,7 +31,7 @@ def prepare_chunk(
     for row, ids in zip(good, _token_ids(good, job, tokenizer), strict=True):
         lengths[row.index] = len(ids)
         fault = _fault(row, ids, job)
-        fitted = fault or fit(ids, row.params, job, has_bos=row.text is not None)
+        fitted = fault or fit(ids, row.params, job, is_text=row.text is not None)
         if isinstance(fitted, RowError):
             errors[row.index] = fitted
             continue
@@ -78,7 +78,7 @@ def _echo(row: PromptRow, ids: list[int], cut: bool, tokenizer: Tokenizer | None
 
 
 def fit(
-    ids: list[int], params: SamplingParams, job: "Job", *, has_bos: bool = True
+    ids: list[int], params: SamplingParams, job: "Job", *, is_text: bool = True
 ) -> list[int] | RowError:
     """The prompt as it is run: prompt and ``max_tokens`` together must not exceed the context.
 
@@ -89,19 +89,20 @@ def fit(
       ids: the prompt, BOS included.
       params: the row's sampling parameters.
       job: the job.
-      has_bos: whether the BOS policy applied to this prompt.
+      is_text: whether the prompt was given as text, which the BOS policy applies to.
     """
     room = job.max_context - params.max_tokens
     if len(ids) <= room:
         return ids
-    head = ids[: 1 if has_bos and job.options.bos == "always" else 0]
+    head = ids[: 1 if is_text and job.options.bos == "always" else 0]
     kept = room - len(head)
     if job.options.over_length == "error" or kept < 1:
+        column = job.roles.prompt if is_text else job.roles.prompt_token_ids
         return RowError(
             ErrorCode.CONTEXT_LENGTH_EXCEEDED,
             f"prompt of {len(ids)} tokens and max_tokens={params.max_tokens} exceed the context "
             f"of {job.max_context}",
-            "max_tokens" if room < 1 else job.roles.prompt or job.roles.prompt_token_ids,
+            "max_tokens" if room < 1 else column or "prompt",
         )
     body = ids[len(head) :]
     return head + (body[:kept] if job.options.over_length == "truncate_right" else body[-kept:])

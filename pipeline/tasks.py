@@ -36,14 +36,15 @@ class Task:
       columns: that are added to the input's.
       resolve: finds the columns' roles in a schema, by the user's map; ``where`` names the input.
       prepare_chunk: makes a chunk's rows ready for the model.
-      check: refuses options that no row can be done with, given the roles and the context.
+      check: refuses options that no row can be done with, given the roles, the context
+        and the vocabulary.
       needs_tokenizer: what of a job needs a tokenizer, or None.
     """
 
     columns: Mapping[str, pa.DataType]
     resolve: Callable[[pa.Schema, Mapping[str, str], str], Any]
     prepare_chunk: Callable[["Job", "Chunk", pa.Table, Tokenizer | None], "Questions"]
-    check: Callable[[Any, Any, int], None]
+    check: Callable[[Any, Any, int, int], None]
     needs_tokenizer: Callable[[Any, Any], str | None]
 
 
@@ -52,12 +53,21 @@ def of(options: JobOptions) -> Task:
     return _TASKS[options.task]
 
 
-def _check_generate(options: GenerateOptions, roles: prompt.Roles, max_context: int) -> None:
+def _check_generate(
+    options: GenerateOptions, roles: prompt.Roles, max_context: int, vocab_size: int
+) -> None:
     if "max_tokens" not in roles.sampling and options.sampling.max_tokens >= max_context:
         raise SetupError(
             f"--max-tokens {options.sampling.max_tokens} leaves no room for a prompt in a context "
             f"of {max_context} tokens; give fewer"
         )
+    for name, ids in options.sampling.token_id_lists():
+        wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
+        if wrong is not None and name not in roles.sampling:
+            raise SetupError(
+                f"--{name.replace('_', '-')} holds {wrong}, but the model's vocabulary ends at "
+                f"{vocab_size - 1}; give ids of its tokenizer"
+            )
     beside = [name for name in NOT_HEALED if getattr(options.sampling, name) is not None]
     if options.token_healing and beside:
         raise SetupError(
@@ -74,7 +84,9 @@ def _check_generate(options: GenerateOptions, roles: prompt.Roles, max_context: 
             raise SetupError(f"--structured-outputs {error.reason}") from None
 
 
-def _check_score(options: ScoreOptions, roles: score.Roles, max_context: int) -> None:
+def _check_score(
+    options: ScoreOptions, roles: score.Roles, max_context: int, vocab_size: int
+) -> None:
     if options.stride is not None and options.stride > max_context:
         raise SetupError(
             f"--stride {options.stride} exceeds the context of {max_context} tokens; give fewer"

@@ -46,7 +46,7 @@ def test_every_target_is_in_the_help():
 
 def test_ci_runs_what_the_readme_says():
     ci, readme = ((ROOT / name).read_text() for name in (".ci/run", "README.md"))
-    for command in ("make test", "make lint"):
+    for command in ("make help", "make demo", "make test", "make lint"):
         assert command in ci
     assert "make demo" in readme
     assert "make test" in readme

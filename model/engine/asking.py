@@ -77,6 +77,10 @@ class Asking(abc.ABC):
             prompts = [prompts]
         params = params or SamplingParams()
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        if not isinstance(each, Sequence) or not all(isinstance(p, SamplingParams) for p in each):
+            raise SetupError(
+                f"parameters must be SamplingParams, or a list of them, not {params!r:.60}"
+            )
         if len(each) != len(prompts):
             raise SetupError(
                 f"{len(prompts)} prompts came with {len(each)} SamplingParams; "

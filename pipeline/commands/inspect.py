@@ -1,7 +1,7 @@
 """Say what is in a checkpoint or in the output folder of a run, and check it.
 
 A checkpoint: every tensor's file is compared with what the model needs. An output folder: every
-part's footer is compared with the plan, and all rows are accounted for. Exits with 1 if anything is
+part is read and compared with the plan, and all rows are accounted for. Exits with 1 if anything is
 wrong, and with 3 if rows are errored or parts are still missing.
 
   grok1 inspect gs://bucket/completions
@@ -19,6 +19,7 @@ HELP = "check a checkpoint or an output folder"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("path", metavar="PATH", help="a checkpoint's folder, or a run's output")
+    parser.add_argument("--footers", action="store_true", help="of parts, read no more than these")
     parser.add_argument("--json", action="store_true", help="for a machine")
 
 
@@ -29,7 +30,7 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
 
     folder = Folder(given.path)
     if JOB in folder.names():
-        return _output(folder, given.json)
+        return _output(folder, given.json, read=not given.footers)
     return _checkpoint(given.path, given.json)
 
 
@@ -67,12 +68,12 @@ def _checkpoint(url: str, as_json: bool) -> int:
     return OK if found.ok else FAILED
 
 
-def _output(folder: Any, as_json: bool) -> int:
+def _output(folder: Any, as_json: bool, *, read: bool) -> int:
     from pipeline.cli import FAILED, OK, ROW_ERRORS
     from pipeline.finalize import survey
     from pipeline.report import terminal
 
-    found, _ = survey(folder)
+    found, _ = survey(folder, read=read)
     if as_json:
         print(json.dumps(found, indent=1))
     else:

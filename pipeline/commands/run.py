@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from model.checkpoint import files
 from pipeline import budget, preemption, strikes
 from pipeline.cli import BUDGET, FAILED, INTERRUPTED, OK, ROW_ERRORS, Failed
@@ -66,7 +68,14 @@ def finish(job: Job, counters: Mapping[str, int], report: bool) -> int:
     if manifest is None:
         print("grok1: the runner has the job; it has not finished", file=sys.stderr)
         return FAILED
-    terminal.print_summary(job, manifest, counters)
+    try:
+        terminal.print_summary(job, manifest, counters)
+    except (pa.ArrowException, OSError) as fault:
+        where = files.redact(job.options.output)
+        raise Failed(
+            f"a part in {where} cannot be read: {' '.join(str(fault).split())[:200]}; "
+            f"grok1 inspect {where} says which, and what to do"
+        ) from None
     if report:
         _write_report(job)
     return exit_code(manifest, job.options.allow_errors, job.options.allow_file_errors)
@@ -139,6 +148,8 @@ def running_here(
         cause = error if debug else None
         if kind == "SetupError":
             raise SetupError(reason) from cause
+        if kind == "NotConserved":
+            raise Failed(reason) from cause
         known = kind in ("InputChanged", "ExamplesChanged", "Superseded", "RowFailed")
         raise Failed(
             (reason if known else f"{kind}: {reason} (more with --debug)")

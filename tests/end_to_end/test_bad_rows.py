@@ -20,6 +20,11 @@ BAD = {
     "large id": ({"prompt_token_ids": [1024]}, "token_id_out_of_range", "prompt_token_ids"),
     "negative id": ({"prompt_token_ids": [3, -1]}, "token_id_out_of_range", "prompt_token_ids"),
     "too long": ({"prompt": b"a b " * 400}, "context_length_exceeded", "prompt"),
+    "too many ids": (
+        {"prompt_token_ids": [5] * 300},
+        "context_length_exceeded",
+        "prompt_token_ids",
+    ),
     "no room": ({"prompt": b"a", "max_tokens": 256}, "context_length_exceeded", "max_tokens"),
     "warmth": ({"prompt": b"a", "temperature": -1.0}, "invalid_parameter", "temperature"),
     "nan": ({"prompt": b"a", "top_p": float("nan")}, "invalid_parameter", "top_p"),
@@ -68,7 +73,7 @@ def test_every_kind_in_one_file(generate, tmp_path):
         assert row["finish_reason"] == "error"
         assert row["text"] is row["token_ids"] is row["completion_tokens"] is None
     manifest = outcome.manifest
-    assert (manifest["rows_in"], manifest["succeeded"], manifest["errored"]) == (36, 20, 16)
+    assert (manifest["rows_in"], manifest["succeeded"], manifest["errored"]) == (37, 20, 17)
     assert manifest["errors"] == collections.Counter(code for _, code, _ in BAD.values())
     assert all(code in outcome.out for code in manifest["errors"])
 

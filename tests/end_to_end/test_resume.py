@@ -99,6 +99,23 @@ def test_another_run_is_refused_and_named(generate, flags, told):
     assert (first.folder / "_SUCCESS").exists()
 
 
+def test_a_part_that_was_damaged_is_told(generate):
+    first = generate(*FLAGS, table=TABLE)
+    part = first.folder / first.parts[0]
+    part.write_bytes(part.read_bytes()[:500])
+    again = generate(*FLAGS)
+    assert again.code == 1
+    told = again.err.strip().splitlines()[-1]
+    assert "a part in " in told
+    assert f"grok1 inspect {first.folder} says which" in told
+    (first.folder / "_SUCCESS").unlink()
+    again = generate(*FLAGS)
+    assert again.code == 1
+    assert "remove that part, and start the same command again" in again.err
+    part.unlink()
+    assert generate(*FLAGS).code == 0
+
+
 def test_overwriting_starts_anew(generate):
     first = generate(*FLAGS, table=TABLE)
     other = generate("--max-tokens", 2, "--overwrite", table={"prompt": ["a"]})

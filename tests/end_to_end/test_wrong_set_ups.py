@@ -181,6 +181,21 @@ def test_no_room_for_any_prompt(refused):
     assert "--max-tokens 300 leaves no room for a prompt in a context of 256" in sentence
 
 
+@pytest.mark.parametrize("flag", ["--stop-token-ids", "--allowed-token-ids"])
+def test_token_ids_beyond_the_vocabulary(refused, flag):
+    sentence = refused(flag, 5000, table=GOOD)
+    assert f"{flag} holds 5000, but the model's vocabulary ends at 1023" in sentence
+
+
+def test_an_input_that_is_none(refused, tmp_path):
+    path = tmp_path / "junk.parquet"
+    path.write_bytes(b"junk, and no more than that")
+    sentence = refused(source=path)
+    assert "junk.parquet is no readable Parquet file" in sentence
+    assert "restore the file, or leave it out of --input" in sentence
+    assert "retry" not in sentence
+
+
 def test_more_devices_than_there_are(generate, monkeypatch):
     """Only the machine that runs the model can know; the exit code is the same."""
     monkeypatch.setattr(registry, "factory", registry.load_engine)

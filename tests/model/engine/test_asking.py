@@ -36,6 +36,12 @@ def test_one_set_of_parameters_for_each_prompt_or_for_all(engine):
         engine.generate(PROMPTS[:3], [SamplingParams()] * 2)
 
 
+@pytest.mark.parametrize("params", [{"max_tokens": 2}, [{"max_tokens": 2}], "x", 5])
+def test_other_parameters_are_refused(engine, params):
+    with pytest.raises(SetupError, match="parameters must be SamplingParams, or a list of them"):
+        engine.generate(PROMPTS[:1], params)
+
+
 def test_no_longer_context_than_the_models(tiny):
     with pytest.raises(SetupError, match="--max-context 4096 exceeds the 256 tokens of"):
         Engine.from_checkpoint(tiny, options=EngineOptions(max_context=4096))

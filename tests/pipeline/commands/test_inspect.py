@@ -83,6 +83,22 @@ def test_a_run_without_errors(inspect, prepare, tmp_path):
     assert "no readable Parquet file" in squeezed(out)
 
 
+def test_rows_that_cannot_be_read(inspect, prepare, tmp_path):
+    """A part's footer may be sound and its pages not."""
+    job = prepare({"prompt": ["a"]})
+    commit(job, answer(prompts_of(job)[0]))
+    finalize(job)
+    part = next((tmp_path / "out").glob("part-*"))
+    data = bytearray(part.read_bytes())
+    data[4:200] = bytes(196)
+    part.write_bytes(data)
+    code, out = inspect(tmp_path / "out")
+    assert code == 1
+    assert f"{part.name} cannot be read: " in squeezed(out)
+    assert "remove that part, and start the same command again" in squeezed(out)
+    assert inspect(tmp_path / "out", "--footers")[0] == 0
+
+
 def test_a_folder_of_neither(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
