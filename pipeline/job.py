@@ -16,10 +16,10 @@ from pipeline.commit import Committed, commit
 from pipeline.finalize import finalize
 from pipeline.handler import NAMESPACE, Grok1ModelHandler
 from pipeline.options import JobOptions
-from pipeline.plan import Span
 from pipeline.prepare import Job, prepare_job
 from pipeline.questions import Answers, Questions
 from pipeline.read import read_span
+from pipeline.spans import Span, spans
 from pipeline.strikes import Ledger
 
 
@@ -177,7 +177,7 @@ def _missing_spans(_: Any, job: Job) -> Iterator[Span]:
     suspected = ledger_of(job).parts()
     missing.sort(key=lambda chunk: chunk.part_name in suspected)
     Metrics.counter(NAMESPACE, "parts_skipped").inc(len(chunks) - len(missing))
-    yield from plan.spans(missing)
+    yield from spans(missing)
 
 
 def _read(span: Span, job: Job) -> Iterator[Questions]:

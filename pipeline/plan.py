@@ -1,14 +1,14 @@
-"""The plan: input files cut into chunks, chunks grouped into spans, each chunk with its address.
+"""The plan: input files cut into chunks, each chunk with its address.
 
-A span is the unit of distribution, a chunk the unit of inference and commit. The plan is a pure
-function of the input and the settings, so that starting again makes the same one; it lies in
+A chunk is the unit of inference and commit; ``spans`` groups chunks for distribution. A plan is a
+pure function of the input and the settings, so that starting again makes the same one; it lies in
 ``_plan/`` as Parquet, and the Beam graph holds no more than where.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,15 +27,8 @@ CHUNK_TOKENS = 1 << 19
 worker loses half a chunk in each thread, and the last chunks keep a fleet waiting; ``bench/fleet``
 has the figures, ``docs/reliability.md`` the table."""
 
-SPAN_BYTES = 64 << 20
-SPAN_CHUNKS = 16
-GROUP_BYTES = 256 << 20
-"""Bounds of a span, which is one chunk unless files are tiny: whoever holds a span keeps its other
-chunks from those who are idle. Only where a row group is larger than this do its chunks go
-together, since the reader of a span passes over the rows before it in their row group."""
-
-_SPANS_WANTED = 64
-"""Small jobs get at least so many spans if they have the chunks, to keep several in flight."""
+CHUNK_BYTES = 64 << 20
+"""And bytes of its input rows, which are held in memory together."""
 
 FILES, CHUNKS = "_plan/files.parquet", "_plan/chunks.parquet"
 
@@ -146,13 +139,6 @@ class Weights:
     tokens: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """Chunks that one worker reads in one go, in input order."""
-
-    chunks: tuple[Chunk, ...]
-
-
 def is_part(name: str) -> bool:
     """Whether a file of the output folder bears a part's name."""
     return name.startswith("part-") and name.endswith(".parquet")
@@ -213,25 +199,6 @@ def make_plan(
     return bases, planned, chunks or [_chunk(readable, 0, 0, identity)]
 
 
-def spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
-    """Groups chunks into spans: one each, but for tiny files and for very large row groups."""
-    most = max(1, min(SPAN_CHUNKS, len(chunks) // _SPANS_WANTED))
-    group: list[Chunk] = []
-    size = 0
-    for chunk in chunks:
-        share = chunk.file.size * chunk.rows // max(1, chunk.file.rows or 0)
-        other_file = group and group[-1].file.index != chunk.file.index
-        tiny = size + share <= SPAN_BYTES // 16
-        apart = not tiny if other_file else chunk.file.group_bytes <= GROUP_BYTES
-        if group and (len(group) >= most or size + share > SPAN_BYTES or apart):
-            yield Span(tuple(group))
-            group, size = [], 0
-        group.append(chunk)
-        size += share
-    if group:
-        yield Span(tuple(group))
-
-
 def write_plan(folder: Folder, planned: Sequence[PlannedFile], chunks: Sequence[Chunk]) -> None:
     """Writes the plan; writing it again writes the same."""
     folder.replace(FILES, _parquet([dataclasses.asdict(file) for file in planned], _FILES_SCHEMA))
@@ -278,7 +245,7 @@ def _chunk_rows(metadata: pq.FileMetaData, weights: Weights, options: JobOptions
     tokens = tokens / rows + weights.tokens + options.samples * options.tokens_drawn
     tokens = max(1.0, tokens)
     size = options.samples * sum(group.total_byte_size for group in groups) / rows
-    worth = min(CHUNK_TOKENS / tokens, SPAN_BYTES / max(size, 1))
+    worth = min(CHUNK_TOKENS / tokens, CHUNK_BYTES / max(size, 1))
     return max(1, min(CHUNK_ROWS, int(worth)))
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from model.checkpoint import files
 from model.tokenizer import Tokenizer
 from pipeline import tasks
-from pipeline.plan import Chunk, PlannedFile, Span
+from pipeline.plan import Chunk, PlannedFile
 from pipeline.prepare import Job
 from pipeline.questions import Questions
+from pipeline.spans import Span
 from pipeline.stream import stream_chunks
 
 

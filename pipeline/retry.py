@@ -28,11 +28,12 @@ from pipeline.handler import NAMESPACE
 from pipeline.inputs import former_files
 from pipeline.job import begin, counters_of, model_handler
 from pipeline.options import JobOptions
-from pipeline.plan import Chunk, PlannedFile, Span
+from pipeline.plan import Chunk, PlannedFile
 from pipeline.prepare import Job, check_job
 from pipeline.questions import Answers, Questions
 from pipeline.read import read_chunks
 from pipeline.saved import Saved
+from pipeline.spans import Span
 from pipeline.storage import Folder, open_parquet
 from schemas.completion import ERRORED
 from schemas.error import ErrorCode, SetupError

@@ -12,6 +12,7 @@ from pipeline import plan
 from pipeline.elements import CompletionChunk, PromptChunk
 from pipeline.prepare import Job
 from pipeline.read import read_span
+from pipeline.spans import spans
 from schemas.error import RowError
 
 ENGINE = {"numerics": "float32", "slots": "8"}
@@ -35,7 +36,7 @@ def read_parts(output: str | pathlib.Path) -> list[dict[str, Any]]:
 def prompts_of(job: Job) -> list[PromptChunk]:
     """All chunks of a job that are not done, as they come to the model."""
     chunks = plan.read_chunks(job.folder)
-    return [chunk for span in plan.spans(chunks) for chunk in read_span(job, span)]
+    return [chunk for span in spans(chunks) for chunk in read_span(job, span)]
 
 
 def answer(

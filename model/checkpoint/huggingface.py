@@ -9,7 +9,6 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +17,7 @@ from model.checkpoint import files
 from model.checkpoint.base import HostTensor, first_names, identify, parse_object, wanted_parts
 from model.checkpoint.location import ArrayLocation, describe
 from model.checkpoint.parts import read_parts
-from model.checkpoint.ports import HEAD, Port, count_names, find_port, port_config
+from model.checkpoint.ports import HEAD, Port, count_names, find_port, port_config, weight_map
 from model.checkpoint.quantize_int8 import Recovery, quantize_int8
 from model.checkpoint.safetensors_header import read_header
 from model.config import Grok1Config
@@ -32,7 +31,6 @@ TOKENIZER = "tokenizer.model"
 
 _INDEX_BYTES = 16 << 20
 _CONFIG_BYTES = 1 << 20
-_SHARD = re.compile(r"[\w.-]+\.safetensors")
 _MOST_MISSING = 10
 """A config that asks for so many times what there is is not worth a list of what is missing, which
 would be as long as it likes."""
@@ -81,7 +79,7 @@ class HuggingFaceCheckpoint:
         if INDEX in sizes:
             where = files.join(url, INDEX)
             index = parse_object(files.read_bytes(where, _INDEX_BYTES), files.redact(where))
-            shard_of = _weight_map(index, files.redact(where))
+            shard_of = weight_map(index, files.redact(where))
         elif WHOLE in sizes:
             shard_of = dict.fromkeys(_header(url, WHOLE, sizes), WHOLE)
         else:
@@ -282,24 +280,6 @@ def _header(url: str, shard: str, sizes: Mapping[str, int]) -> dict[str, ArrayLo
     path = files.join(url, shard)
     where = f"{shard} in {files.redact(url)}"
     return read_header(lambda a, b: files.read_range(path, a, b), sizes[shard], where)
-
-
-def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Each tensor's shard, of an index that is believed in nothing.
-
-    Raises:
-      SetupError: it is none, or names a file that does not lie beside it.
-    """
-    found = index.get("weight_map")
-    if not isinstance(found, dict):
-        raise SetupError(f"{where} has no weight_map: complete the download")
-    for name, shard in found.items():
-        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
-            raise SetupError(
-                f"{where} names {shard!r:.60} for {name!r:.60}, which is no safetensors file "
-                "beside it; get the index anew, from a source that you trust"
-            )
-    return found
 
 
 def _empty(param: Param) -> HostTensor:

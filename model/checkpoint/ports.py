@@ -1,6 +1,7 @@
 """What the two ports to Hugging Face call the tensors and the sizes of Grok-1."""
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from schemas.error import SetupError
 
 HEAD = "lm_head.weight"
 """The output head, where a port stores it beside the embedding, which it equals."""
+
+_SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,3 +153,21 @@ def to_port_config(config: Grok1Config) -> dict[str, Any]:
     values |= {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
     values |= {theirs[0]: getattr(config, ours) for ours, theirs in _OTHERS.items()}
     return {**values, "bos_token_id": 1, "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
+
+
+def weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Each tensor's shard, of an index that is believed in nothing.
+
+    Raises:
+      SetupError: it is none, or names a file that does not lie beside it.
+    """
+    found = index.get("weight_map")
+    if not isinstance(found, dict):
+        raise SetupError(f"{where} has no weight_map: complete the download")
+    for name, shard in found.items():
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+            raise SetupError(
+                f"{where} names {shard!r:.60} for {name!r:.60}, which is no safetensors file "
+                "beside it; get the index anew, from a source that you trust"
+            )
+    return found

@@ -15,9 +15,10 @@ import numpy as np
 from model.engine.cache import shared_prefix_tokens
 from model.engine.request import Request
 from pipeline.elements import PromptChunk
-from pipeline.plan import Chunk, Span, spans
+from pipeline.plan import Chunk
 from pipeline.prepare import Job
 from pipeline.read import read_chunks
+from pipeline.spans import Span, spans
 
 BLOCK_SIZE = 128
 """C of an accelerator's cache: prefixes are shared in whole blocks."""

@@ -126,6 +126,7 @@ from pipeline import plan
 from pipeline.options import GenerateOptions
 from pipeline.prepare import prepare_job
 from pipeline.read import read_span
+from pipeline.spans import spans
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
@@ -134,7 +135,7 @@ checkpoint, source, output = sys.argv[1:]
 options = GenerateOptions(checkpoint=checkpoint, input=(source,), output=output)
 job = prepare_job(options)
 before, rows = peak(), 0
-for span in plan.spans(plan.read_chunks(job.folder)):
+for span in spans(plan.read_chunks(job.folder)):
     for questions in read_span(job, span):
         rows += questions.rows.num_rows
 print(rows, peak() - before)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.checkpoint.convert import convert
-from model.checkpoint.huggingface import CONFIG, INDEX, _weight_map
+from model.checkpoint.huggingface import CONFIG, INDEX
 from model.checkpoint.inspect import inspect_checkpoint
-from model.checkpoint.ports import HEAD, port_config
+from model.checkpoint.ports import HEAD, port_config, weight_map
 from model.checkpoint.quantize_int8 import quantize_int8
 from model.checkpoint.recode import dequantize, read_as
 from model.checkpoint.source import open_checkpoint
@@ -318,7 +318,7 @@ _ANY = st.recursive(
 @given(index=st.dictionaries(st.just("weight_map") | st.text(max_size=9), _ANY))
 def test_any_index_is_refused_or_names_files_beside_it(index):
     try:
-        found = _weight_map(index, INDEX)
+        found = weight_map(index, INDEX)
     except SetupError as fault:
         assert INDEX in str(fault)
         return

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pipeline import plan
 from pipeline.options import GenerateOptions
 from pipeline.shards import list_inputs, read_footers
+from pipeline.spans import GROUP_BYTES, SPAN_BYTES, SPAN_CHUNKS, spans
 from pipeline.storage import Folder
 from schemas.sampling import SamplingParams
 from tests.jobs import write
@@ -103,14 +104,14 @@ def test_spans_hold_every_chunk_once_in_order(sizes):
         for i, (rows, size) in enumerate(sizes)
         for first in range(min(rows, 40))
     ]
-    spans = list(plan.spans(chunks))
-    assert [chunk for span in spans for chunk in span.chunks] == chunks
-    for span in spans:
-        assert 0 < len(span.chunks) <= plan.SPAN_CHUNKS
+    grouped = list(spans(chunks))
+    assert [chunk for span in grouped for chunk in span.chunks] == chunks
+    for span in grouped:
+        assert 0 < len(span.chunks) <= SPAN_CHUNKS
         size = sum(c.file.size * c.rows // c.file.rows for c in span.chunks)
-        assert size <= plan.SPAN_BYTES or len(span.chunks) == 1
+        assert size <= SPAN_BYTES or len(span.chunks) == 1
     if len(chunks) <= 64:  # few chunks: each on its own, so that all are in flight
-        assert len(spans) == len(chunks)
+        assert len(grouped) == len(chunks)
 
 
 def test_chunks_go_one_by_one_but_for_those_of_a_very_large_row_group():
@@ -122,10 +123,10 @@ def test_chunks_go_one_by_one_but_for_those_of_a_very_large_row_group():
             plan.Chunk(file=file, first_row=first, rows=1, fingerprint="0" * 12)
             for first in range(64 * 32)
         ]
-        return {len(span.chunks) for span in plan.spans(chunks)}
+        return {len(span.chunks) for span in spans(chunks)}
 
-    assert sizes(plan.GROUP_BYTES) == {1}
-    assert sizes(plan.GROUP_BYTES + 1) == {plan.SPAN_CHUNKS}
+    assert sizes(GROUP_BYTES) == {1}
+    assert sizes(GROUP_BYTES + 1) == {SPAN_CHUNKS}
 
 
 def test_many_tiny_files_share_spans():
@@ -133,7 +134,7 @@ def test_many_tiny_files_share_spans():
         plan.Chunk(file=planned_file(i), first_row=0, rows=10, fingerprint="0" * 12)
         for i in range(64 * 20)
     ]
-    assert len(list(plan.spans(chunks))) == 64 * 20 // plan.SPAN_CHUNKS
+    assert len(list(spans(chunks))) == 64 * 20 // SPAN_CHUNKS
 
 
 def test_a_written_plan_reads_back(tmp_path):

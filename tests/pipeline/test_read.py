@@ -13,6 +13,7 @@ from pipeline import plan
 from pipeline.options import GenerateOptions
 from pipeline.prepare import prepare_job
 from pipeline.read import InputChanged, load_tokenizer, read_span
+from pipeline.spans import Span
 from tests.jobs import prompts_of, write
 
 
@@ -47,7 +48,7 @@ def test_any_chunks_of_a_file_are_read_right(talking, tmp_path_factory, rows, gr
     job = prepare_job(options)
     chunks = plan.read_chunks(job.folder)
     some = tuple(chunk for i, chunk in enumerate(chunks) if i in wanted)
-    found = read_span(job, plan.Span(some))
+    found = read_span(job, Span(some))
     assert texts(found) == [
         [f"p{i}" for i in range(c.first_row, c.first_row + c.rows)] for c in some
     ]

@@ -11,6 +11,7 @@ from pipeline.commit import commit
 from pipeline.finalize import finalize
 from pipeline.prepare import prepare_job
 from pipeline.read import read_span
+from pipeline.spans import Span
 from pipeline.storage import Folder
 from tests import jobs
 from tests.reliability import runs
@@ -32,7 +33,7 @@ def test_resume_and_finalize(tmp_path):
     chunks = plan.read_chunks(first.folder)
     assert len(chunks) == PARTS
     parts = [chunk.part_name for chunk in chunks]
-    [questions] = read_span(first, plan.Span((chunks[0],)))
+    [questions] = read_span(first, Span((chunks[0],)))
     commit(first, jobs.answer(questions))
     data = (output / parts[0]).read_bytes()
     (output / parts[0]).unlink()
