@@ -38,7 +38,8 @@ def test_arrows_point_one_way(place):
 def test_every_target_is_in_the_help():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^\.PHONY: (\S+)$", makefile, re.MULTILINE))
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [line.split(None, 2) for line in shown.stdout.splitlines()]
     assert {target for _, target, _ in lines} == targets
     assert {"setup", "demo", "test", "test-all", "lint", "help"} <= targets

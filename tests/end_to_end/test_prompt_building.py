@@ -51,6 +51,7 @@ def test_examples_are_computed_once_for_all_rows(generate, shots, talking, tmp_p
     assert [r["token_ids"] for r in by_hand.rows] == [r["token_ids"] for r in outcome.rows]
 
 
+@pytest.mark.slow
 def test_rows_with_like_examples_follow_one_another(generate, tmp_path):
     """Even where the cache cannot keep all prefixes: in row order each would be computed anew."""
     kinds = ["One. " * 30, "Two! " * 30, "Three? " * 25, "Four; " * 30]
@@ -94,6 +95,7 @@ def test_echo_puts_the_prompt_before_the_completion(generate, tmp_path):
     assert [row["token_ids"] for row in echoed] == [row["token_ids"] for row in plain]
 
 
+@pytest.mark.slow
 def test_a_template_makes_contexts_to_score(command, shots):
     table = {"question": ["What comes after 7?"] * 2, "continuation": [" 8", " 9"]}
     outcome = command(

@@ -132,6 +132,7 @@ def test_a_row_that_takes_too_long(monkeypatch):
         assert engine.generate([[1, 2]], short) == expected
 
 
+@pytest.mark.slow
 def test_a_device_that_hangs(inputs, whole, environment, tmp_path):
     """Its rows are named, its threads' stacks shown, no prompt told; and the next start goes on."""
     output = str(tmp_path / "out")

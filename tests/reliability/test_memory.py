@@ -21,6 +21,8 @@ from pipeline.storage import Folder
 from schemas.sampling import SamplingParams
 from tests.reliability import runs
 
+pytestmark = pytest.mark.slow
+
 SLOTS = ("--slots", "256")
 """Of which half give the same bits on a CPU; of the 8 of other runs they might not."""
 

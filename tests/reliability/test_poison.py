@@ -97,6 +97,7 @@ def test_a_row_that_kills_is_quarantined(inputs, healthy, environment, tmp_path)
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_suspects_that_are_innocent_are_completed_to_the_bit(
     inputs, healthy, environment, tmp_path

@@ -187,6 +187,7 @@ def test_searches_share_an_engine_with_all_else(engine):
     assert not engine._loop._beams
 
 
+@pytest.mark.slow
 def test_a_search_must_fit(engines):
     small = engines(numerics="float32", slots=2, max_context=64)
     wide = SamplingParams(beam_width=9, max_tokens=8)

@@ -73,6 +73,7 @@ def start(model: str, cache: str) -> dict[str, float]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_only_the_first_of_two_processes_compiles(gcs, tiny):
     """As a fleet's workers do, which share nothing but a bucket."""
     cache = f"{gcs}/{uuid.uuid4()}"

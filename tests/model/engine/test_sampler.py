@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
@@ -244,6 +245,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow
 def test_mixed_filters_have_the_right_distributions_over_a_large_vocabulary():
     vocabulary, copies, rounds = 131072, 8, 3000
     rng = np.random.default_rng(2)

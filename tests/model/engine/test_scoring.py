@@ -129,6 +129,7 @@ def test_what_cannot_be_scored_is_its_own_error(engines):
     assert outputs[0].scores == outputs[-1].scores != ()
 
 
+@pytest.mark.slow
 def test_many_continuations_and_little_room(engines):
     """More continuations than a step answers, more pages than the cache has."""
     engine = engines(numerics="float32", slots=4, max_context=64, cache_tokens=128)
@@ -141,6 +142,7 @@ def test_many_continuations_and_little_room(engines):
     assert [o.scores for o in again] == [outputs[i].scores for i in some]
 
 
+@pytest.mark.slow
 def test_documents_longer_than_the_context(engines):
     engine = engines(numerics="float32", max_context=32)
     document = EXACT.sequences[0]
