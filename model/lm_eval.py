@@ -143,7 +143,8 @@ class Grok1LM(LM):
 
     def _request(self, prompt: list[int], options: dict[str, Any], place: int) -> Request:
         given = dict(normalize_gen_kwargs(options, self._max_gen_toks))
-        given.pop("do_sample", None)
+        sampled = given.pop("do_sample", False)
+        given.setdefault("temperature", 1.0 if sampled else 0.0)
         max_tokens = given.pop("max_gen_toks")
         stop = [text for text in given.pop("until", []) if text]
         params = SamplingParams(max_tokens=max_tokens).override({"stop": stop, **given})

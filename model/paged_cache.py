@@ -114,14 +114,21 @@ def quantize_vectors(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def copy_pages(cache: PagedCache, source: jax.Array, target: jax.Array) -> PagedCache:
     """Copies whole pages [X] -> [X] in all layers; from page 0 on there are none.
 
-    One after the other, in place: all at once they would stand in memory twice.
+    One after the other, in place: all at once they would stand in memory twice. A page is written
+    in the turn after it was read, since one operation that reads what it writes would copy the
+    whole cache each time.
     """
+    # The first turn writes page 0 with itself, and the last reads in vain.
+    source, target = jnp.append(source, 0), jnp.insert(target, 0, 0)
 
-    def copy(i, cache):
-        def one(pages):
-            page = lax.dynamic_slice_in_dim(pages, source[i], 1, axis=1)
-            return lax.dynamic_update_slice_in_dim(pages, page, target[i], axis=1)
+    def turn(i, held):
+        cache, page = held
+        cache = jax.tree.map(
+            lambda a, x: lax.dynamic_update_slice_in_dim(a, x, target[i], axis=1), cache, page
+        )
+        return cache, jax.tree.map(
+            lambda a: lax.dynamic_slice_in_dim(a, source[i], 1, axis=1), cache
+        )
 
-        return jax.tree.map(one, cache)
-
-    return lax.fori_loop(0, (target > 0).sum(), copy, cache)
+    first = jax.tree.map(lambda a: a[:, :1], cache)
+    return lax.fori_loop(0, (target > 0).sum() + 1, turn, (cache, first))[0]

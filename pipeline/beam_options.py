@@ -12,6 +12,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.worker import sdk_worker
 
+from pipeline.dataflow.options import is_dataflow
 from schemas.error import SetupError
 
 LOCAL_RUNNER = "FnApiRunner"
@@ -81,7 +82,7 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
     """Refuses arguments that nobody knows, which Beam would drop with a warning at most.
 
     Runners elsewhere bring options of their own that are not known here, so only those of a local
-    run are checked.
+    run and of Dataflow are checked.
 
     Args:
       arguments: completed ones.
@@ -92,7 +93,8 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
     """
     if f"--runner={LOCAL_RUNNER}" not in arguments:
         _check_runner(arguments)
-        return
+        if not is_dataflow(arguments):
+            return
     parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in _subclasses(PipelineOptions):
         options._add_argparse_args(parser)

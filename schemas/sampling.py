@@ -110,6 +110,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
+        if self.seed == -1:  # as vLLM has it
+            object.__setattr__(self, "seed", None)
         if self.min_tokens > self.max_tokens:
             raise InvalidParameter(
                 "min_tokens",

@@ -24,6 +24,10 @@ KV_CACHE_DTYPES = ("auto", "int8")
 half the bytes for a little error."""
 
 
+ACCELERATOR_SLOTS = 256
+"""Sequences that a TPU or GPU host decodes at once, unless told otherwise."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """Settings of one engine; a None is chosen from the machine and recorded in ``provenance``.

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from model.config import Grok1Config
-from model.engine.options import EngineOptions
+from model.engine.options import ACCELERATOR_SLOTS, EngineOptions
 from schemas.error import SetupError
 
 _SCORE_TILE_ROWS = 256
@@ -73,7 +73,7 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
       SetupError: the cache cannot hold one longest sequence, or the model is not made for it.
     """
     on_cpu = machine.platform == "cpu"
-    rows = _up(options.slots or (32 if on_cpu else 256), machine.devices)
+    rows = _up(options.slots or (32 if on_cpu else ACCELERATOR_SLOTS), machine.devices)
     tile_rows = min(rows, 64) if on_cpu else rows
     rows = _up(rows, tile_rows)
     block_size = options.block_size or (16 if on_cpu else 128)

@@ -87,7 +87,7 @@ def set_knobs(
     """Writes how a sample is drawn into a row of NumPy arrays that ``empty_knobs`` made."""
     knobs.key[row] = key
     knobs.temperature[row] = params.temperature
-    knobs.top_k[row] = max(params.top_k, 0)
+    knobs.top_k[row] = min(max(params.top_k, 0), np.iinfo(np.int32).max)
     knobs.top_p[row] = params.top_p
     knobs.min_p[row] = params.min_p
     knobs.repetition[row] = params.repetition_penalty

@@ -96,8 +96,8 @@ def _write_report(job: Job) -> None:
     try:
         where = write_report(job.options.output, tokenizer=job.tokenizer)
         print(f"report: {files.redact(where)}")
-    except SetupError as error:
-        print(f"no report: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"no report: {' '.join(str(error).split())[:300]}", file=sys.stderr)
 
 
 def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model.checkpoint import files
+from model.engine.options import ACCELERATOR_SLOTS
 from pipeline.dataflow.options import Submission
 from pipeline.estimate.cost import Rate
 from pipeline.job import wire
@@ -34,6 +35,7 @@ def explain(job: Job, submission: Submission, rates: dict[str, Rate]) -> None:
     table.add_column(style="bold")
     table.add_column()
     rate = rates.get(machine.name)
+    decoded = min(job.engine.slots or ACCELERATOR_SLOTS, s.slots)
     facts = [
         ("job", f"{job.rows:,} rows in {job.files:,} files, {job.chunks:,} parts"),
         ("checkpoint", f"{files.redact(job.options.checkpoint)}, {s.weights}"),
@@ -43,7 +45,11 @@ def explain(job: Job, submission: Submission, rates: dict[str, Rate]) -> None:
         ("accelerator", s.profile.accelerator),
         ("offered in", ", ".join(s.profile.zones)),
         ("image", s.image or "none"),
-        ("slots", f"{s.slots:,} sequences of {job.max_context:,} tokens at once on a worker"),
+        (
+            "slots",
+            f"{decoded:,} sequences decoded at once on a worker, which has room for "
+            f"{s.slots:,} of {job.max_context:,} tokens",
+        ),
         ("price", _price(rate, s.workers)),
     ]
     for name, fact in facts:

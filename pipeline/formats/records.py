@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ import fsspec
 
 from model.checkpoint import files
 from schemas.error import SetupError
+
+_BROKEN = re.compile("[\udc80-\udcff]")
+"""What ``surrogateescape`` makes of a byte that is no text."""
 
 _SHOWN = 200
 """Characters of a faulty line that are kept to find it again."""
@@ -81,7 +85,9 @@ def read_csv(url: str) -> Iterator[Record | Fault]:
     """
     shown = files.redact(url)
     csv.field_size_limit(1 << 30)  # prompts are long
-    texts = (line for _, line in _lines(url, keep_ends=True) if isinstance(line, str))
+    # A byte that is no text stays in its place, so that its row's neighbours stay in theirs.
+    lines = _lines(url, keep_ends=True, errors="surrogateescape")
+    texts = (line for _, line in lines if isinstance(line, str))
     rows = csv.reader(texts, strict=True)
     header: list[str] | None = None
     while True:
@@ -100,7 +106,11 @@ def read_csv(url: str) -> Iterator[Record | Fault]:
         elif row:
             values = dict(zip(header, (v or None for v in row), strict=False))
             record = Record(begin, values, ",".join(row))
-            if len(row) == len(header):
+            if _BROKEN.search(record.text):
+                shown_text = record.text.encode(errors="surrogateescape").decode(errors="replace")
+                fault = Record(begin, {}, shown_text).fault(shown, "is not valid UTF-8")
+                yield fault
+            elif len(row) == len(header):
                 yield record
             else:
                 message = f"has {len(row)} fields, the header has {len(header)}"
@@ -109,7 +119,9 @@ def read_csv(url: str) -> Iterator[Record | Fault]:
         raise SetupError(f"{shown} is empty; a CSV file begins with the names of its columns")
 
 
-def _lines(url: str, keep_ends: bool = False) -> Iterator[tuple[int, str | Fault]]:
+def _lines(
+    url: str, keep_ends: bool = False, errors: str = "strict"
+) -> Iterator[tuple[int, str | Fault]]:
     """The file's lines, decompressed by its name's ending."""
     shown = files.redact(url)
     files.split(url)  # an unknown protocol is told in our words
@@ -118,7 +130,7 @@ def _lines(url: str, keep_ends: bool = False) -> Iterator[tuple[int, str | Fault
             for number, line in enumerate(file, 1):
                 data = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 try:
-                    text = data.decode()
+                    text = data.decode(errors=errors)
                 except UnicodeDecodeError as error:
                     begin = data[:_SHOWN].decode(errors="replace")
                     yield (

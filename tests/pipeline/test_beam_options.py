@@ -77,8 +77,15 @@ def test_a_typing_error_is_told(argument, hint):
 
 def test_a_runner_elsewhere_may_have_options_of_its_own():
     own = f"{PortableRunner.__module__}.PortableRunner"
-    for runner in ("DataflowRunner", "dataflow", "PortableRunner", own):
+    for runner in ("PortableRunner", "FlinkRunner", own):
         check(complete([f"--runner={runner}", "--its_own=1"]), [])
+    check(complete(["--runner=dataflow"]), [])
+
+
+def test_dataflows_options_are_all_known():
+    check(complete(["--runner=DataflowRunner", "--max_num_workers=4", "--project=p"]), [])
+    with pytest.raises(SetupError, match="--max_num_worker; did you mean --max_num_workers"):
+        check(complete(["--runner=DataflowRunner", "--max_num_worker=4"]), [])
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,25 @@ def test_other_parameters_are_refused(engine, params):
 def test_no_longer_context_than_the_models(tiny):
     with pytest.raises(SetupError, match="--max-context 4096 exceeds the 256 tokens of"):
         Engine.from_checkpoint(tiny, options=EngineOptions(max_context=4096))
+
+
+def test_a_huge_top_k_keeps_all(engine):
+    """It is beyond the device's integers, and must end no engine."""
+    params = SamplingParams(max_tokens=3, seed=4)
+    all_kept = engine.generate(PROMPTS[:1], params)
+    huge = engine.generate(PROMPTS[:1], params.override({"top_k": 2**40}))
+    assert huge[0].outputs == all_kept[0].outputs != ()
+
+
+def test_a_token_that_ends_a_completion_is_none_of_its_text(engine):
+    params = SamplingParams(seed=4, max_tokens=6, ignore_eos=True)
+    [whole] = engine.generate(PROMPTS[:1], params)
+    ids = whole.outputs[0].token_ids
+    at = next(i for i in range(1, 6) if ids[i] not in ids[:i])
+    ended = params.override({"stop_token_ids": [ids[at]]})
+    [short] = engine.generate(PROMPTS[:1], ended)
+    [told] = engine.generate(PROMPTS[:1], ended.override({"include_stop_str_in_output": True}))
+    decode = engine.tokenizer.decode_completion
+    assert short.outputs[0].token_ids == told.outputs[0].token_ids == ids[: at + 1]
+    assert short.outputs[0].text == decode(tuple(PROMPTS[0]), ids[:at], True, None)
+    assert told.outputs[0].text == decode(tuple(PROMPTS[0]), ids[: at + 1], True, None)

@@ -72,6 +72,14 @@ def test_csv_with_quotes_lists_and_short_rows(tmp_path):
     }
 
 
+def test_csv_whose_bytes_are_no_text(tmp_path):
+    text = b'prompt,note\na,1\nb\xff,2\n"c\n\xfe",3\nd,4\n'
+    code, rows = imported(tmp_path, "in.csv", text)
+    assert code == ROW_ERRORS
+    assert [row["prompt"] for row in rows] == ["a", "d"]
+    assert faults(tmp_path) == {3: "is not valid UTF-8", 4: "is not valid UTF-8"}
+
+
 def request(**body) -> dict:
     return {"custom_id": "r", "method": "POST", "url": "/v1/completions", "body": body}
 
