@@ -56,6 +56,8 @@ class Masker:
 
     def ask(self, samples: Sequence[Sample]) -> None:
         """Begins to make the masks after the last token of each."""
+        if not samples:  # as ever where the library is not installed
+            return
         if self._executor is None:
             from llguidance import LLExecutor
 

@@ -11,6 +11,7 @@ import time
 import jsonschema
 import pytest
 
+from model.engine.masks import Masker
 from model.engine.request import Request
 from schemas.error import ErrorCode
 from schemas.sampling import SamplingParams
@@ -210,3 +211,11 @@ def test_a_prompt_without_text_is_continued_by_valid_text(engine):
         assert completion.finish_reason == "length" or re.fullmatch(
             " [a-z]{2}( [a-z]+)?", completion.text
         )
+
+
+def test_rows_without_constraints_need_no_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    masker = Masker(64)
+    masker.ask([])
+    assert not masker.waiting
+    masker.close()
