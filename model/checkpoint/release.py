@@ -63,6 +63,8 @@ class ReleaseCheckpoint:
         self.tokenizer_url = self._beside(TOKENIZER)
         self.config = self._read_config()
         self._names = {t: file_name(i) for i, t in enumerate(file_order(self.config))}
+        # What ``verify`` finds out, a load need not ask the store for again.
+        self._located: dict[Tensor, TensorLocation] = {}
 
     @classmethod
     def find(cls, url: str) -> "ReleaseCheckpoint | None":
@@ -145,6 +147,8 @@ class ReleaseCheckpoint:
           UnsafePickle: the file asks for something beyond arrays.
           SetupError: it is missing, unreadable or unlike its declaration.
         """
+        if (known := self._located.get(tensor)) is not None:
+            return known
         location = self._locate(tensor, self._names[tensor])
         expected, found = _declared(tensor), str(location)
         if found != expected:
@@ -152,6 +156,7 @@ class ReleaseCheckpoint:
                 f"{self.name_of(tensor)} in {self.url} holds {found}, but its config asks for "
                 f"{expected}: use the {CONFIG} that belongs to the checkpoint"
             )
+        self._located[tensor] = location
         return location
 
     def read(self, tensor: Tensor) -> HostTensor:
