@@ -96,7 +96,7 @@ def prepare(
         )
     checkpoint = open_checkpoint(options.checkpoint)
     weights = getattr(checkpoint, "weights", "int8")
-    context = min(options.engine.max_context or 2**31 - 1, checkpoint.config.sequence_len)
+    context = options.engine.context_of(checkpoint.config)
     slots = check_fits(profile, checkpoint.config, weights, context, options.engine.slots)
     workers = given.max_num_workers or given.num_workers or 1
     return Submission(
