@@ -20,7 +20,7 @@ $(VENV)/.made:
 $(VENV)/.runtime: requirements.lock pyproject.toml setup.py | $(VENV)/.made
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m model.kernels.cpu.library
+	$(BIN)/python -m model.kernels.cpu.build
 	touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
@@ -61,6 +61,14 @@ test: setup-dev  ## run the tests (minutes)
 test-all: setup-dev  ## run the slow tests too
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'slow or not slow'
 
+# An environment of its own, of the lock file that comes first among what it is made of.
+define ENVIRONMENT
+$(PYTHON) -m venv $(@D)
+$(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+touch $@
+endef
+
 # By uv: pip takes no hashes for a package that is asked for both with and without its extra.
 $(VENV)-lm-eval/.made: requirements-lm-eval.lock pyproject.toml setup.py | $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)-lm-eval
@@ -73,10 +81,7 @@ test-lm-eval: $(VENV)-lm-eval/.made  ## run lm-evaluation-harness on local tasks
 	$(VENV)-lm-eval/bin/python -m pytest tests/model/test_lm_eval.py
 
 $(VENV)-fuzz/.made: requirements-fuzz.lock pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)-fuzz
-	$(VENV)-fuzz/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
-	$(VENV)-fuzz/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+	$(ENVIRONMENT)
 
 .PHONY: fuzz
 fuzz: $(VENV)-fuzz/.made  ## search for files that harm their reader: SECONDS=600 for each kind
@@ -84,10 +89,7 @@ fuzz: $(VENV)-fuzz/.made  ## search for files that harm their reader: SECONDS=60
 
 # The compilers for TPUs and GPUs, which need none of them.
 $(VENV)-aot/.made: requirements-aot.lock pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)-aot
-	$(VENV)-aot/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-aot.lock
-	$(VENV)-aot/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+	$(ENVIRONMENT)
 
 .PHONY: aot
 aot: $(VENV)-aot/.made  ## make .venv-aot, where grok1 fit compiles for TPUs and GPUs
@@ -115,10 +117,7 @@ run-template:  ## start a job from it: TEMPLATE=… REGION=… PARAMETERS=input=
 	gcloud dataflow flex-template run grok1-$(shell date +%Y%m%d-%H%M%S) --template-file-gcs-location=$(TEMPLATE) --region=$(REGION) --parameters=$(PARAMETERS)
 
 $(VENV)-docs/.made: requirements-docs.lock pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)-docs
-	$(VENV)-docs/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.lock
-	$(VENV)-docs/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+	$(ENVIRONMENT)
 
 .PHONY: docs
 docs: $(VENV)-docs/.made  ## build the documentation's site in site/

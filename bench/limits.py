@@ -24,7 +24,7 @@ import numpy as np
 from bench.machine import cores
 from bench.workloads import Workload
 from model.config import Grok1Config
-from model.kernels.cpu import library, products
+from model.kernels.cpu import build, products
 
 ONEDNN = "onednn-devel-cpu-gomp==2023.2.0"
 """The last oneDNN on PyPI that needs no SYCL runtime, which is 2 GB and finds no device here."""
@@ -105,7 +105,7 @@ def work_of(config: Grok1Config, workload: Workload, computed: int, rows: int) -
 def measure() -> Limits:
     """Measures this machine, in some seconds."""
     rates = {"XLA": _xla()}
-    if library.load():
+    if build.load():
         rates["grok1"] = _ours()
     if (onednn := _onednn()) is not None:
         rates["oneDNN"] = onednn

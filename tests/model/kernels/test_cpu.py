@@ -13,7 +13,7 @@ import pytest
 
 from model.attention import Queries, attention, rotary, rotate_and_write
 from model.config import PRESETS
-from model.kernels.cpu import library, products
+from model.kernels.cpu import build, products
 from model.moe import Routing
 from model.moe import mixture as plain_mixture
 from model.numerics import MODES
@@ -25,7 +25,7 @@ BF16 = MODES["bf16"]
 TINY = PRESETS["tiny"]
 
 pytestmark = pytest.mark.skipif(
-    not library.load(), reason="needs a CPU with AVX512_BF16 and a C++ compiler"
+    not build.load(), reason="needs a CPU with AVX512_BF16 and a C++ compiler"
 )
 
 
@@ -246,10 +246,10 @@ def test_sizes_that_the_kernels_do_not_take_are_left_to_the_plain_form():
 def test_without_a_compiler_there_are_no_kernels(monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
     monkeypatch.delenv("CXX", raising=False)
-    assert "compiler" in library._unfit()
-    assert library.load.__wrapped__() is False
+    assert "compiler" in build._unfit()
+    assert build.load.__wrapped__() is False
 
 
 def test_on_another_cpu_there_are_no_kernels(monkeypatch):
-    monkeypatch.setattr(library, "_cpu_flags", lambda: ["avx512f", "fma"])
-    assert library._unfit() == "this CPU lacks avx512bw, avx512dq, avx512vl, avx512_bf16"
+    monkeypatch.setattr(build, "_cpu_flags", lambda: ["avx512f", "fma"])
+    assert build._unfit() == "this CPU lacks avx512bw, avx512dq, avx512vl, avx512_bf16"

@@ -1,6 +1,6 @@
 """Compiles the kernels for this machine, once, and makes them known to XLA.
 
-``python -m model.kernels.cpu.library`` does so ahead of the first run, or says why it cannot: the
+``python -m model.kernels.cpu.build`` does so ahead of the first run, or says why it cannot: the
 engine computes by XLA's own products then.
 """
 
