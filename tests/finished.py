@@ -7,6 +7,9 @@ HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 )
 
+COLUMN, RENAMED = "<script>document.title</script>", "=<i>renamed</i>"
+"""A column as the input calls it, and as the output does."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

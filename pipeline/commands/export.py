@@ -1,8 +1,10 @@
 """Write completions, or a checkpoint, in a format of other programs.
 
 A run's completions, in input order: JSON lines, CSV, OpenAI batch responses, or a folder that
-Hugging Face's load_dataset reads. A checkpoint: a GGUF file for llama.cpp, or a folder for Hugging
-Face's libraries; host memory is about one tensor of it.
+Hugging Face's load_dataset reads; of a run that has not finished only with --partial. OpenAI's
+format has a line, with an error in it, for each request that grok1 import refused, too. A
+checkpoint: a GGUF file for llama.cpp, or a folder for Hugging Face's libraries; host memory is
+about one tensor of it.
 
   grok1 export gs://bucket/completions --to completions.jsonl --format jsonl
   grok1 export --checkpoint gs://bucket/grok-1 --to grok-1.gguf --format gguf
@@ -43,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of CSV: put ' before texts that a spreadsheet would take for formulas",
     )
-    add("--overwrite", action="store_true", help="replace a checkpoint that is there")
+    add(
+        "--partial", action="store_true", help="of a run: take what is there before it has finished"
+    )
+    add("--overwrite", action="store_true", help="replace what is there")
 
 
 def run(given: argparse.Namespace, _: Sequence[str]) -> int:
@@ -56,12 +61,34 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
         raise SetupError(f"{what} cannot be written as {given.format}: use {', '.join(wanted)}")
     if given.spreadsheet and given.format != "csv":
         raise SetupError(f"--spreadsheet is for --format csv, not {given.format}: leave it out")
+    if given.partial and given.checkpoint:
+        raise SetupError("--partial is for a run's completions, not a checkpoint: leave it out")
     if given.checkpoint:
         return _export_checkpoint(given)
     from pipeline.formats.writing import export_run
 
-    rows = export_run(given.source, given.to, given.format, spreadsheet=given.spreadsheet)
-    print(f"{rows:,} rows in {files.redact(given.to)}")
+    found = export_run(
+        given.source,
+        given.to,
+        given.format,
+        spreadsheet=given.spreadsheet,
+        partial=given.partial,
+        overwrite=given.overwrite,
+    )
+    refused = f", and {found.refused:,} requests refused at import" if found.refused else ""
+    print(f"{found.rows:,} rows{refused} in {files.redact(given.to)}")
+    if found.missing:
+        source = files.redact(given.source)
+        print(
+            f"grok1: the run in {source} has not finished: {found.missing:,} of its rows are not "
+            "among these; start it again, then export with --overwrite",
+            file=sys.stderr,
+        )
+    if found.unknown:
+        print(
+            f"grok1: requests that the import refused are not among these: {found.unknown}",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -2,7 +2,8 @@
 
 Columns of a known role get its type; others get theirs from the whole file, so that it does not
 depend on which rows come first. Lines that cannot become a row are listed in a file _errors-*.jsonl
-beside the others, which are unharmed; the exit code is 3 then.
+beside the others, which are unharmed; the exit code is 3 then. Mend the source, and import it again
+with --overwrite.
 
   grok1 import gs://bucket/requests.jsonl --to gs://bucket/prompts
   grok1 import questions.csv.gz answers.csv.gz --to prompts
@@ -23,25 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("files", nargs="+", metavar="FILE", help="files or URLs; .gz and the like are decompressed")
     add("--to", required=True, metavar="DIR", help="folder of the Parquet files")
     add("--format", choices=("jsonl", "csv", "openai"), help="by default the name and content tell")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier import of files of these names left in the folder",
+    )
 
 
 def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     from model.checkpoint import files
     from pipeline.cli import OK, ROW_ERRORS
-    from pipeline.formats.reading import import_file, stem
-    from schemas.error import SetupError
+    from pipeline.formats.reading import import_files
 
-    stems: dict[str, str] = {}
-    for url in given.files:
-        if (other := stems.setdefault(stem(url), url)) != url:
-            raise SetupError(
-                f"{files.redact(other)} and {files.redact(url)} would write files of one name; "
-                "import them into folders of their own"
-            )
     faulty = 0
-    for url in given.files:
-        found = import_file(url, given.to, given.format)
+    for url, found in import_files(given.files, given.to, given.format, overwrite=given.overwrite):
         faulty += found.faulty
         print(f"{files.redact(url)}: {_many(found.rows, 'row')} in {_many(found.files, 'file')}")
         for fault in found.faults[:_SHOWN]:

@@ -76,7 +76,7 @@ def convert(value: Any, name: str, kind: pa.DataType) -> Any:
     """The value as its column stores it.
 
     Raises:
-      ValueError: it cannot be stored there; says why.
+      ValueError: it cannot be stored there; says why, and what to do.
     """
     if value is None:
         return None
@@ -87,13 +87,14 @@ def convert(value: Any, name: str, kind: pa.DataType) -> Any:
             value = [value]
         item = int if pa.types.is_integer(kind.value_type) else str
         if not isinstance(value, list) or any(type(v) is not item for v in value):
-            raise ValueError(f"{name} must be a list of {'integers' if item is int else 'strings'}")
+            items = "integers" if item is int else "strings"
+            raise ValueError(f"{name} is no list of {items}; write [ ] around them")
         if item is int and any(not -(2**31) <= v < 2**31 for v in value):
-            raise ValueError(f"{name} holds a number beyond 32 bits")
+            raise ValueError(f"{name} holds a number beyond 32 bits; give ids of the tokenizer")
         return value if item is int else [_encodable(v, name) for v in value]
     if kind == pa.string():
         if name in ("prompt", "custom_id") and not isinstance(value, str | int):
-            raise ValueError(f"{name} must be a string")
+            raise ValueError(f"{name} is no string; put it in quotes")
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         return _encodable(text, name)
     if pa.types.is_floating(kind) and type(value) in (int, float):
@@ -103,14 +104,16 @@ def convert(value: Any, name: str, kind: pa.DataType) -> Any:
     if (whole and pa.types.is_integer(kind)) or (type(value) is bool and kind == pa.bool_()):
         return value
     want = {pa.bool_(): "true or false", pa.int64(): "an integer", pa.float64(): "a number"}
-    raise ValueError(f"{name} must be {want[kind]}, not {value!r:.40}")
+    raise ValueError(f"{name} is {value!r:.40}; give {want[kind]}, or leave it out")
 
 
 def _encodable(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} holds a lone surrogate, which is no character") from None
+        raise ValueError(
+            f"{name} holds a lone surrogate, which is no character; leave that out"
+        ) from None
     return text
 
 

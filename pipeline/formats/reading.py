@@ -1,10 +1,12 @@
 """JSON lines, CSV and OpenAI batch files as Parquet, in one streaming pass after a look ahead."""
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +20,10 @@ from schemas.error import SetupError
 
 FORMATS = ("jsonl", "csv", "openai")
 _ERRORS = "_errors-{stem}.jsonl"
-_ERRORS_KEPT = 100_000
+_PARQUET = re.compile(r"(?P<stem>.*)-\d{5,}\.parquet")
+
+_FAULTS = 20
+"""Faults that are kept to be shown."""
 
 _FILE_ROWS = 100_000
 _FILE_BYTES = 128 << 20
@@ -44,36 +49,86 @@ class Imported:
     errors: str | None
 
 
-def import_file(url: str, output: str, kind: str | None = None) -> Imported:
-    """Writes a file's rows as Parquet files into a folder; faulty lines are told, not fatal.
+def import_files(
+    urls: Sequence[str], output: str, kind: str | None = None, *, overwrite: bool = False
+) -> Iterator[tuple[str, Imported]]:
+    """Writes files' rows as Parquet files into a folder; faulty lines are told, not fatal.
 
-    The file is read twice: once for the kinds of its columns, so that types do not depend on which
-    rows come first, and once for the rows.
+    Each is read twice: once for the kinds of its columns, so that types do not depend on which rows
+    come first, and once for the rows.
 
     Args:
-      url: the file; ``.gz`` and the like are decompressed.
+      urls: the files; ``.gz`` and the like are decompressed.
       output: the folder.
-      kind: one of ``FORMATS``; by default its name and first line tell.
+      kind: one of ``FORMATS``; by default a file's name and first line tell.
+      overwrite: whether to replace what earlier imports of files of these names left there.
+
+    Yields:
+      A file's URL and what came of it, once it is there.
 
     Raises:
-      SetupError: the file cannot be read, or its kind is not known.
+      SetupError: a file cannot be read, its kind is not known, or others would be mixed with it.
     """
-    kind = kind or guess(url)
+    stems: dict[str, str] = {}
+    for url in urls:
+        if (other := stems.setdefault(stem(url), url)) != url:
+            raise SetupError(
+                f"{files.redact(other)} and {files.redact(url)} would write files of one name; "
+                "import them into folders of their own"
+            )
+    folder = Folder(output)
+    names = sorted(folder.names())
+    former = {url: [name for name in names if _is_of(name, of)] for of, url in stems.items()}
+    if not overwrite and (there := next(filter(None, former.values()), None)):
+        raise SetupError(
+            f"{files.redact(output)} already holds {there[0]} of an earlier import; give another "
+            "folder, or --overwrite to replace what that one left"
+        )
+    for url, old in former.items():
+        yield url, _import(url, folder, kind or guess(url), old)
+
+
+def errors_beside(url: str) -> str | None:
+    """Where the import that wrote a Parquet file lists lines that became no row; None if none did.
+
+    The list need not be there.
+    """
+    found = _PARQUET.fullmatch(files.basename(url))
+    return found and files.join(files.parent(url), _ERRORS.format(stem=found["stem"]))
+
+
+def _is_of(name: str, stem: str) -> bool:
+    """Whether a file is one that an import writes."""
+    found = _PARQUET.fullmatch(name)
+    return name == _ERRORS.format(stem=stem) or (found is not None and found["stem"] == stem)
+
+
+def _import(url: str, folder: Folder, kind: str, former: Sequence[str]) -> Imported:
     kinds = Kinds()
-    for row in _rows(url, kind):
-        if not isinstance(row, Fault):
-            kinds.add(row[1])
-    writer = _Writer(Folder(output), stem(url), kinds.schema())
-    for row in _rows(url, kind):
-        if isinstance(row, Fault):
-            writer.reject(row)
-            continue
-        record, values = row
-        try:
-            writer.add({f.name: convert(values.get(f.name), f.name, f.type) for f in writer.schema})
-        except ValueError as error:
-            writer.reject(record.fault(files.redact(url), str(error)))
-    return writer.close()
+    for found in _rows(url, kind):
+        if not isinstance(found, Fault):
+            for row in found[1]:
+                kinds.add(row)
+    # Only now: a source that cannot be read should cost nothing. And before anything is written, so
+    # that an import that is killed leaves no row of the old source beside those of the new.
+    folder.remove(former)
+    with _Writer(folder, stem(url), kinds.schema()) as writer:
+        for found in _rows(url, kind):
+            if isinstance(found, Fault):
+                writer.reject(found)
+                continue
+            record, rows = found
+            try:
+                converted = [
+                    {f.name: convert(row.get(f.name), f.name, f.type) for f in writer.schema}
+                    for row in rows
+                ]
+            except ValueError as error:
+                writer.reject(record.fault(files.redact(url), str(error)))
+                continue
+            for row in converted:
+                writer.add(row)
+    return writer.result()
 
 
 def guess(url: str) -> str:
@@ -96,7 +151,8 @@ def guess(url: str) -> str:
     return kind
 
 
-def _rows(url: str, kind: str) -> Iterator[tuple[Record, dict[str, Any]] | Fault]:
+def _rows(url: str, kind: str) -> Iterator[tuple[Record, list[dict[str, Any]]] | Fault]:
+    """Each line with its rows: one, or of a request to OpenAI one a prompt."""
     readers: dict[str, Callable[[str], Iterator[Record | Fault]]] = {
         "jsonl": read_json_lines,
         "openai": read_json_lines,
@@ -106,12 +162,12 @@ def _rows(url: str, kind: str) -> Iterator[tuple[Record, dict[str, Any]] | Fault
         if isinstance(record, Fault):
             yield record
         elif not record.values:
-            yield record.fault(files.redact(url), "has no columns")
+            yield record.fault(files.redact(url), "has no columns; give it a prompt")
         elif kind == "openai":
-            for row in rows_of(record, files.redact(url)):
-                yield row if isinstance(row, Fault) else (record, row)
+            rows = rows_of(record, files.redact(url))
+            yield rows if isinstance(rows, Fault) else (record, rows)
         else:
-            yield record, record.values
+            yield record, [record.values]
 
 
 def stem(url: str) -> str:
@@ -132,7 +188,21 @@ class _Writer:
         self._rows: list[dict[str, Any]] = []
         self._bytes = self._written = self._files = self._faulty = 0
         self._faults: list[Fault] = []
-        self._lines: list[str] = []
+        self._errors: BinaryIO | None = None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None and (self._rows or not self._files):
+            self._flush()
+        self._open.__exit__(kind, error, trace)
 
     def add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
@@ -142,24 +212,21 @@ class _Writer:
 
     def reject(self, fault: Fault) -> None:
         self._faulty += 1
-        if len(self._faults) < 20:
+        if len(self._faults) < _FAULTS:
             self._faults.append(fault)
-        if self._faulty <= _ERRORS_KEPT:
-            self._lines.append(json.dumps(dataclasses.asdict(fault), ensure_ascii=False))
+        if self._errors is None:
+            url = self._folder.at(_ERRORS.format(stem=self._stem))
+            self._errors = self._open.enter_context(files.open_write(url))
+        line = json.dumps(dataclasses.asdict(fault), ensure_ascii=False) + "\n"
+        self._errors.write(line.encode(errors="replace"))
 
-    def close(self) -> Imported:
-        if self._rows or not self._files:
-            self._flush()
-        errors = None
-        if self._lines:
-            errors = _ERRORS.format(stem=self._stem)
-            self._folder.replace(errors, ("\n".join(self._lines) + "\n").encode(errors="replace"))
+    def result(self) -> Imported:
         return Imported(
             rows=self._written,
             files=self._files,
             faults=self._faults,
             faulty=self._faulty,
-            errors=errors,
+            errors=_ERRORS.format(stem=self._stem) if self._faulty else None,
         )
 
     def _flush(self) -> None:

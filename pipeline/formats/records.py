@@ -18,6 +18,11 @@ _BROKEN = re.compile("[\udc80-\udcff]")
 _SHOWN = 200
 """Characters of a faulty line that are kept to find it again."""
 
+_ONE_OBJECT = "write one JSON object on the line"
+_QUOTING = "quote fields that hold commas, quotes or line ends, and double the quotes in them"
+_UTF8 = "save the file as UTF-8"
+"""What to do about a line."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fault:
@@ -26,14 +31,16 @@ class Fault:
     Attributes:
       file: where it stands.
       line: its number, from 1.
-      message: one sentence: what is wrong with it.
+      message: what is wrong with it; and what to do.
       text: its beginning.
+      custom_id: the user's own id of it, or None.
     """
 
     file: str
     line: int
     message: str
     text: str
+    custom_id: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +59,14 @@ class Record:
 
     def fault(self, file: str, message: str) -> Fault:
         """What is wrong with it after all."""
-        return Fault(file=file, line=self.line, message=message, text=self.text[:_SHOWN])
+        own = self.values.get("custom_id")
+        return Fault(
+            file=file,
+            line=self.line,
+            message=message,
+            text=self.text[:_SHOWN],
+            custom_id=own if isinstance(own, str) else None,
+        )
 
 
 def read_json_lines(url: str) -> Iterator[Record | Fault]:
@@ -65,16 +79,16 @@ def read_json_lines(url: str) -> Iterator[Record | Fault]:
             try:
                 values = json.loads(line)
             except json.JSONDecodeError as error:
-                reason = f"is no JSON: {error.msg} (character {error.pos + 1})"
+                reason = f"is no JSON: {error.msg} (character {error.pos + 1}); {_ONE_OBJECT}"
                 yield Record(number, {}, line).fault(shown, reason)
                 continue
             except (ValueError, RecursionError) as error:
-                yield Record(number, {}, line).fault(shown, f"is no JSON: {error}")
+                yield Record(number, {}, line).fault(shown, f"is no JSON: {error}; {_ONE_OBJECT}")
                 continue
             if isinstance(values, dict):
                 yield Record(number, values, line)
             else:
-                yield Record(number, {}, line).fault(shown, "is no JSON object")
+                yield Record(number, {}, line).fault(shown, f"is no JSON object; {_ONE_OBJECT}")
 
 
 def read_csv(url: str) -> Iterator[Record | Fault]:
@@ -95,7 +109,7 @@ def read_csv(url: str) -> Iterator[Record | Fault]:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            yield Record(begin, {}, "").fault(shown, f"is no CSV: {error}")
+            yield Record(begin, {}, "").fault(shown, f"is no CSV: {error}; {_QUOTING}")
             continue
         if row is None:
             break
@@ -108,12 +122,12 @@ def read_csv(url: str) -> Iterator[Record | Fault]:
             record = Record(begin, values, ",".join(row))
             if _BROKEN.search(record.text):
                 shown_text = record.text.encode(errors="surrogateescape").decode(errors="replace")
-                fault = Record(begin, {}, shown_text).fault(shown, "is not valid UTF-8")
+                fault = Record(begin, {}, shown_text).fault(shown, f"is not valid UTF-8; {_UTF8}")
                 yield fault
             elif len(row) == len(header):
                 yield record
             else:
-                message = f"has {len(row)} fields, the header has {len(header)}"
+                message = f"has {len(row)} fields, the header has {len(header)}; {_QUOTING}"
                 yield record.fault(shown, message)
     if header is None:
         raise SetupError(f"{shown} is empty; a CSV file begins with the names of its columns")
@@ -138,7 +152,7 @@ def _lines(
                         Fault(
                             file=shown,
                             line=number,
-                            message=f"is not valid UTF-8 at byte {error.start}",
+                            message=f"is not valid UTF-8 at byte {error.start}; {_UTF8}",
                             text=begin,
                         ),
                     )

@@ -1,19 +1,23 @@
 """Completions as other files: JSON lines, CSV, OpenAI's responses, a folder for ``datasets``."""
 
 import csv
-import datetime
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
-from pipeline.claim import JOB
+from pipeline import shards
+from pipeline.claim import JOB, SUCCESS
 from pipeline.formats import openai
-from pipeline.plan import is_part
-from pipeline.storage import Folder, open_parquet, read_file
+from pipeline.formats.reading import errors_beside
+from pipeline.formats.records import Fault, read_json_lines
+from pipeline.plan import is_part, read_chunks
+from pipeline.storage import Folder, open_parquet
 from schemas.error import SetupError
 
 FORMATS = ("jsonl", "csv", "openai", "datasets")
@@ -39,37 +43,82 @@ configs:
 """
 
 
-def export_run(output: str, to: str, kind: str, *, spreadsheet: bool = False) -> int:
-    """Writes a run's rows, in input order, in another format; returns how many.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+      rows: of the run's output.
+      refused: requests that the import refused, each with a line of its own.
+      missing: input rows of the run that are still to come.
+      unknown: why it cannot be told what the import refused, or None.
+    """
+
+    rows: int
+    refused: int = 0
+    missing: int = 0
+    unknown: str | None = None
+
+
+def export_run(
+    output: str,
+    to: str,
+    kind: str,
+    *,
+    spreadsheet: bool = False,
+    partial: bool = False,
+    overwrite: bool = False,
+) -> Exported:
+    """Writes a run's rows, in input order, in another format.
 
     Args:
       output: the output folder of a run.
       to: a file; for ``datasets`` a folder.
       kind: one of ``FORMATS``.
       spreadsheet: of CSV, put an apostrophe before texts that a spreadsheet would compute.
+      partial: take what is there of a run that has not finished.
+      overwrite: replace what is there.
 
     Raises:
-      SetupError: there are no completions, or it cannot be written.
+      SetupError: there are no completions, the run has not finished, or it cannot be written.
     """
     folder = Folder(output)
-    parts = sorted(filter(is_part, folder.names()))
+    names = folder.names()
+    parts = sorted(filter(is_part, names))
     if not parts:
         raise SetupError(f"{files.redact(output)} holds no completions; name an output folder")
+    missing = 0
+    if SUCCESS not in names:
+        chunks = read_chunks(folder)
+        missing = sum(chunk.rows for chunk in chunks if chunk.part_name not in names)
+        if not partial:
+            raise SetupError(
+                f"the run in {files.redact(output)} has not finished: {len(parts):,} of "
+                f"{len(chunks):,} parts are there, {missing:,} rows are to come; start it again, "
+                "or take what is there: --partial"
+            )
     if kind == "datasets":
-        return _write_datasets(folder, parts, to)
+        return Exported(rows=_write_datasets(folder, parts, to, overwrite), missing=missing)
+    if not overwrite and files.exists(to):
+        raise SetupError(f"{files.redact(to)} is already there: give another name or --overwrite")
     job = json.loads(folder.read(JOB) or b"{}")
-    prefix = job.get("settings", {}).get("output_prefix", "")
-    writers: dict[str, Callable[[], Iterator[tuple[int, str]]]] = {
-        "jsonl": lambda: _json_lines(folder, parts),
-        "csv": lambda: _csv(folder, parts, spreadsheet),
-        "openai": lambda: _openai(folder, parts, prefix, job),
-    }
-    count = 0
+    refused, unknown = 0, None
     with files.open_write(to) as file:
-        for rows, text in writers[kind]():
-            file.write(text.encode())
-            count += rows
-    return count
+        if kind == "openai":
+            rows = _write_openai(folder, parts, job, file)
+            try:
+                for line in _refused(job):
+                    file.write(f"{openai.refused_line(line)}\n".encode())
+                    refused += 1
+            except SetupError as error:
+                unknown = str(error)
+        else:
+            written = _json_lines if kind == "jsonl" else _csv(spreadsheet)
+            rows = 0
+            for row in _rows(folder, parts):
+                file.write(written(row).encode())
+                rows += 1
+    return Exported(rows=rows, refused=refused, missing=missing, unknown=unknown)
 
 
 def _rows(folder: Folder, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -79,15 +128,15 @@ def _rows(folder: Folder, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
 
 
-def _json_lines(folder: Folder, parts: Sequence[str]) -> Iterator[tuple[int, str]]:
-    for row in _rows(folder, parts):
-        yield 1, json.dumps(row, ensure_ascii=False, default=_plain) + "\n"
+def _json_lines(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, default=_plain) + "\n"
 
 
-def _csv(folder: Folder, parts: Sequence[str], spreadsheet: bool) -> Iterator[tuple[int, str]]:
-    """Lists and structs as JSON text in their field."""
+def _csv(spreadsheet: bool) -> Callable[[dict[str, Any]], str]:
+    """Lists and structs as JSON text in their field; the names of the columns before the first."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
+    begun = False
 
     def field(value: Any) -> Any:
         if isinstance(value, list | dict):
@@ -96,40 +145,62 @@ def _csv(folder: Folder, parts: Sequence[str], spreadsheet: bool) -> Iterator[tu
             return f"'{value}"
         return value
 
-    def taken() -> str:
+    def written(row: dict[str, Any]) -> str:
+        nonlocal begun
+        if not begun:
+            writer.writerow(map(field, row))
+            begun = True
+        writer.writerow(map(field, row.values()))
         text = sink.getvalue()
         sink.seek(0)
         sink.truncate()
         return text
 
-    for index, row in enumerate(_rows(folder, parts)):
-        if not index:
-            writer.writerow(map(field, row))
-        writer.writerow(map(field, row.values()))
-        yield 1, taken()
+    return written
 
 
-def _openai(
-    folder: Folder, parts: Sequence[str], prefix: str, job: dict[str, Any]
-) -> Iterator[tuple[int, str]]:
-    created = job.get("created_at", "1970-01-01T00:00:00+00:00")
-    stamp = int(datetime.datetime.fromisoformat(created).timestamp())
-    model = files.basename(job.get("checkpoint") or "grok-1")
-    for rows in openai.requests(_rows(folder, parts), prefix):
-        yield len(rows), openai.response(rows, prefix, model, stamp) + "\n"
+def _write_openai(folder: Folder, parts: Sequence[str], job: dict[str, Any], file: BinaryIO) -> int:
+    responses, count = openai.Responses(job), 0
+    for rows in responses.requests(_rows(folder, parts)):
+        file.write(f"{responses.line(rows)}\n".encode())
+        count += len(rows)
+    return count
 
 
-def _write_datasets(folder: Folder, parts: Sequence[str], to: str) -> int:
+def _refused(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What imports list of the lines that became no row of the job's input.
+
+    Raises:
+      SetupError: the input is out of reach.
+    """
+    options = job.get("options")
+    if options is None:
+        return
+    listed = shards.list_inputs(options["input"], options["input_root"])
+    # By no means all input was imported, but a list lies beside what was.
+    beside = dict.fromkeys(filter(None, (errors_beside(file.url) for file in listed)))
+    for url in beside:
+        for record in read_json_lines(url) if files.exists(url) else ():
+            if isinstance(record, Fault):
+                raise SetupError(f"{record.file}, line {record.line} {record.message}")
+            yield record.values
+
+
+def _write_datasets(folder: Folder, parts: Sequence[str], to: str, overwrite: bool) -> int:
     """The parts under names that ``datasets`` takes, with a card that says where they are."""
-    count = 0
+    data, count = Folder(files.join(to, "data")), 0
+    old = sorted(name for name in data.names() if name.endswith(".parquet"))
+    if old and not overwrite:
+        raise SetupError(
+            f"{files.redact(data.url)} already holds {old[0]}: give another folder or --overwrite"
+        )
+    data.remove(old)
     for index, part in enumerate(parts):
-        data = read_file(folder.at(part))
-        if data is None:
+        content = folder.read(part)
+        if content is None:
             raise SetupError(f"{files.redact(folder.at(part))} is gone; export again")
-        name = f"train-{index:05d}-of-{len(parts):05d}.parquet"
-        files.write_bytes(files.join(to, "data", name), data)
-        with open_parquet(folder.at(part), _BUFFER_BYTES) as source:
-            count += pq.ParquetFile(source).metadata.num_rows
+        data.replace(f"train-{index:05d}-of-{len(parts):05d}.parquet", content)
+        count += pq.ParquetFile(pa.BufferReader(content)).metadata.num_rows
     files.write_bytes(files.join(to, JOB), folder.read(JOB) or b"{}")
     files.write_bytes(files.join(to, "README.md"), _CARD.format(rows=count).encode())
     return count

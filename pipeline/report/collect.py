@@ -17,12 +17,13 @@ from model.checkpoint import files
 from model.tokenizer import Tokenizer
 from pipeline.claim import JOB
 from pipeline.finalize import survey
+from pipeline.input_row import InputRow
 from pipeline.plan import is_part
 from pipeline.report.completion_rows import CompletionStatistics, completion_sample
 from pipeline.report.samples import Sample
 from pipeline.report.score_rows import ScoreStatistics, score_sample
 from pipeline.storage import Folder, open_parquet
-from schemas.completion import ERRORED, SUCCEEDED
+from schemas.completion import SUCCEEDED
 from schemas.error import SetupError
 
 ROWS_READ = 2_000_000
@@ -133,7 +134,7 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
         for batch in _batches(folder, part, prefix):
             read += batch.num_rows
             statistics.add(batch, prefix)
-            _note_errors(batch, prefix, errors)
+            _note_errors(batch, prefix, job["settings"], errors)
             _pick(batch, kind, prefix, job["settings"], picked, samples)
     return Findings(
         checked=checked,
@@ -170,35 +171,25 @@ def _tokenizer(given: str | None, job: dict[str, Any]) -> Tokenizer | None:
     return found if found.identity == identity else None
 
 
-def _note_errors(batch: pa.RecordBatch, prefix: str, errors: dict[str, list[ErrorExample]]) -> None:
-    names = batch.schema.names
-    status = batch.column(prefix + "status").to_pylist()
-    wrong = [i for i, value in enumerate(status) if value == ERRORED]
-    if not wrong:
-        return
-    rows = batch.take(pa.array(wrong))
-
-    def column(name: str) -> list[Any]:
-        return rows.column(name).to_pylist() if name in names else [None] * len(wrong)
-
-    for uid, custom, code, message, param in zip(
-        column(prefix + "row_uid"),
-        column("custom_id"),
-        column(prefix + "error_code"),
-        column(prefix + "error_message"),
-        column(prefix + "error_param"),
-        strict=True,
-    ):
-        some = errors.setdefault(code, [])
-        if len(some) < _EXAMPLES:
-            some.append(
-                ErrorExample(
-                    row_uid=uid,
-                    custom_id=None if custom is None else str(custom),
-                    message=message,
-                    param=param,
-                )
+def _note_errors(
+    batch: pa.RecordBatch,
+    prefix: str,
+    settings: dict[str, Any],
+    errors: dict[str, list[ErrorExample]],
+) -> None:
+    codes = batch.column(prefix + "error_code").to_pylist()
+    for i, code in enumerate(codes):
+        if code is None or len(some := errors.setdefault(code, [])) >= _EXAMPLES:
+            continue
+        row = batch.slice(i, 1).to_pylist()[0]
+        some.append(
+            ErrorExample(
+                row_uid=row[prefix + "row_uid"],
+                custom_id=InputRow(row, settings).custom_id,
+                message=row[prefix + "error_message"],
+                param=row[prefix + "error_param"],
             )
+        )
 
 
 def _pick(

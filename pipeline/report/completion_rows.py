@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.report.samples import InputRow, Sample, shown_text
+from pipeline.input_row import InputRow
+from pipeline.report.samples import Sample, asked, shown_text
 from schemas.completion import SUCCEEDED
 
 LOGPROB_BINS = np.linspace(-8.0, 0.0, 41)
@@ -131,7 +132,7 @@ def completion_sample(
         row_uid=added("row_uid"),
         index=added("sample_index") or 0,
         custom_id=given.custom_id,
-        prompt=given.asked(),
+        prompt=asked(given, settings),
         answer=shown_text(ids if added("text") is None else added("text")),
         token_ids=ids,
         logprobs=None if logprobs is None else [entry["logprob"] for entry in logprobs],

@@ -8,6 +8,7 @@ from typing import Any
 
 from model.tokenizer import Tokenizer
 from pipeline.building import TARGETS
+from pipeline.input_row import InputRow
 from pipeline.template import Template
 
 _TEXT = 20_000
@@ -63,36 +64,14 @@ class Sample(abc.ABC):
         return dataclasses.replace(self, pieces=pieces)
 
 
-class InputRow:
-    """What an output row holds of its input."""
-
-    def __init__(self, row: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """Args: the output row by columns, and the job's settings."""
-        self._row = row
-        self._settings = settings
-
-    @property
-    def custom_id(self) -> str | None:
-        """The user's own id."""
-        found = self.value("custom_id")
-        return None if found is None else str(found)
-
-    def value(self, role: str) -> Any:
-        """The value of the column that plays a role."""
-        return self._column(self._settings.get("columns", {}).get(role) or role)
-
-    def asked(self) -> str:
-        """The prompt, or the context; of one that was built, the columns that a template read."""
-        template = (self._settings.get("prompting") or {}).get("template")
-        if template is not None:
-            return "\n".join(f"{name}: {self._column(name)}" for name in _names(template))
-        role = TARGETS[self._settings["task"]]
-        text = self.value(role)
-        return shown_text(self.value(f"{role}_token_ids") if text is None else text)
-
-    def _column(self, name: str) -> Any:
-        name = self._settings.get("rename", {}).get(name, name)
-        return self._row.get(name, self._row.get(f"param_{name}"))
+def asked(row: InputRow, settings: Mapping[str, Any]) -> str:
+    """The prompt, or the context; of one that was built, the columns that a template read."""
+    template = (settings.get("prompting") or {}).get("template")
+    if template is not None:
+        return "\n".join(f"{name}: {row.column(name)}" for name in _names(template))
+    role = TARGETS[settings["task"]]
+    text = row.value(role)
+    return shown_text(row.value(f"{role}_token_ids") if text is None else text)
 
 
 @functools.lru_cache(maxsize=4)

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.input_row import InputRow
 from pipeline.report.completion_rows import LOGPROB_BINS, counted, good_rows
-from pipeline.report.samples import InputRow, Sample, figure, shown_text
+from pipeline.report.samples import Sample, asked, figure, shown_text
 
 PERPLEXITY_BINS = np.geomspace(1.0, 1e6, 49)
 """Edges of the bins of a continuation's perplexity of a token; what is above goes last."""
@@ -100,7 +101,7 @@ def score_sample(row: dict[str, Any], prefix: str, settings: dict[str, Any]) -> 
         row_uid=row[prefix + "row_uid"],
         index=index,
         custom_id=given.custom_id,
-        prompt=given.asked(),
+        prompt=asked(given, settings),
         answer=shown_text(next((text for text in texts if text is not None), ids)),
         token_ids=ids[:_TOKENS],
         logprobs=row[prefix + "token_logprobs"][:_TOKENS],

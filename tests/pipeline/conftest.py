@@ -14,7 +14,7 @@ from pipeline.cli import ROW_ERRORS, main
 from pipeline.options import GenerateOptions
 from pipeline.prepare import Job, prepare_job
 from tests import jobs
-from tests.finished import HOSTILE, Run
+from tests.finished import COLUMN, HOSTILE, RENAMED, Run
 
 
 @pytest.fixture
@@ -57,11 +57,13 @@ def shallow(tmp_path_factory) -> pathlib.Path:
 def finished(shallow, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("report")
     prompts = [HOSTILE, None, "=cmd|' /C calc'!A0", "needle in a haystack", *["import os\n"] * 20]
-    table = pa.table({"prompt": prompts, "custom_id": [f"<b>{i}</b>" for i in range(len(prompts))]})
+    ids = [f"<b>{i}</b>" for i in range(len(prompts))]
+    table = pa.table({"prompt": prompts, "custom_id": ids, COLUMN: ["+1"] * len(prompts)})
     pq.write_table(table, folder / "in.parquet")
     arguments = ["generate", "--checkpoint", shallow, "--input", folder / "in.parquet"]
     arguments += ["--output", folder / "out", "--max-tokens", "12", "--logprobs", "1"]
     arguments += ["--chunk-rows", "6", "--slots", "8", "--max-context", "256"]
+    arguments += ["--rename", f"{COLUMN}={RENAMED}"]
     assert main([str(argument) for argument in arguments]) == ROW_ERRORS
     return Run(folder / "out", prompts)
 

@@ -50,11 +50,39 @@ def test_a_bad_line_does_not_harm_the_others(tmp_path):
     assert [row["prompt"] for row in rows] == ["a", "last"]
     found = faults(tmp_path)
     assert sorted(found) == [2, 3, 4, 5, 6]
-    assert found[2] == "is no JSON: Expecting value (character 12)"
-    assert found[3] == "is no JSON object"
-    assert "UTF-8" in found[4]
-    assert found[5] == "prompt must be a string"
-    assert found[6] == "n must be an integer, not 2.5"
+    remedy = "write one JSON object on the line"
+    assert found[2] == f"is no JSON: Expecting value (character 12); {remedy}"
+    assert found[3] == f"is no JSON object; {remedy}"
+    assert found[4] == "is not valid UTF-8 at byte 0; save the file as UTF-8"
+    assert found[5] == "prompt is no string; put it in quotes"
+    assert found[6] == "n is 2.5; give an integer, or leave it out"
+
+
+def test_a_mended_source_takes_the_place_of_the_broken_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.formats.reading._FILE_ROWS", 2)
+    broken = '{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n{"prompt":\n'
+    code, rows = imported(tmp_path, "in.jsonl", broken)
+    assert (code, len(rows)) == (ROW_ERRORS, 3)
+    (tmp_path / "out" / "in-0-00000.parquet").write_bytes(b"of another import")
+    mended = '{"prompt": "d"}\n'
+    (tmp_path / "in.jsonl").write_text(mended)
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert main(["import", str(tmp_path / "in.jsonl"), "--to", str(tmp_path / "out")]) == SETUP
+    assert "--overwrite" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    command = ["import", str(tmp_path / "in.jsonl"), "--to", str(tmp_path / "out"), "--overwrite"]
+    assert main(command) == OK
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"in-00000.parquet", "in-0-00000.parquet"}
+    assert pq.read_table(tmp_path / "out" / "in-00000.parquet").to_pylist() == [{"prompt": "d"}]
+
+
+def test_a_source_that_cannot_be_read_costs_nothing(tmp_path):
+    imported(tmp_path, "in.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n'))
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"prompt": "b"}\n')[:-9])
+    assert main(["import", str(path), "--to", str(tmp_path / "out"), "--overwrite"]) == SETUP
+    assert pq.read_table(tmp_path / "out").to_pylist() == [{"prompt": "a"}]
 
 
 def test_csv_with_quotes_lists_and_short_rows(tmp_path):
@@ -66,10 +94,9 @@ def test_csv_with_quotes_lists_and_short_rows(tmp_path):
         {"prompt": 'two\nlines, "quoted"', "temperature": 0.5, "stop": ["a", "b"], "note": "x"},
         {"prompt": "last", "temperature": 1.0, "stop": ["END"], "note": "y"},
     ]
-    assert faults(tmp_path) == {
-        4: "has 2 fields, the header has 4",
-        5: "temperature must be a number, not 'hot'",
-    }
+    found = faults(tmp_path)
+    assert found[4].startswith("has 2 fields, the header has 4; quote fields that hold commas")
+    assert found[5] == "temperature is 'hot'; give a number, or leave it out"
 
 
 def test_csv_whose_bytes_are_no_text(tmp_path):
@@ -77,7 +104,8 @@ def test_csv_whose_bytes_are_no_text(tmp_path):
     code, rows = imported(tmp_path, "in.csv", text)
     assert code == ROW_ERRORS
     assert [row["prompt"] for row in rows] == ["a", "d"]
-    assert faults(tmp_path) == {3: "is not valid UTF-8", 4: "is not valid UTF-8"}
+    assert sorted(faults(tmp_path)) == [3, 4]
+    assert all("save the file as UTF-8" in said for said in faults(tmp_path).values())
 
 
 def request(**body) -> dict:
@@ -107,6 +135,16 @@ def test_openai_requests(tmp_path):
     assert "'beams'" in found[6]
     assert "no prompt" in found[7]
     assert "/v1/chat/completions" in found[8]
+    assert all("; " in said for said in found.values())
+
+
+def test_a_request_with_one_bad_prompt_is_refused_whole(tmp_path):
+    code, rows = imported(tmp_path, "in.jsonl", json.dumps(request(prompt=["good", "\ud800"])))
+    assert (code, rows) == (ROW_ERRORS, [])
+    (path,) = (tmp_path / "out").glob("_errors-*")
+    (line,) = map(json.loads, path.read_text().splitlines())
+    assert (line["line"], line["custom_id"]) == (1, "r")
+    assert "prompt holds a lone surrogate" in line["message"]
 
 
 def test_compressed_files_and_the_format_by_name(tmp_path):
@@ -165,6 +203,7 @@ def test_any_objects_become_columns_or_faults(objects):
             rows.append({f.name: convert(values.get(f.name), f.name, f.type) for f in schema})
         except ValueError as error:
             assert str(error).split()[0] in schema.names
+            assert "; " in str(error)
     made = table(rows, schema)
     made.validate(full=True)
     assert made.num_rows == len(rows)
@@ -176,4 +215,4 @@ def test_any_bytes_are_records_or_faults(tmp_path_factory, data):
     path.write_bytes(data)
     lines = [r.line for r in read_json_lines(str(path))]
     assert lines == sorted(set(lines))
-    assert all(isinstance(r, Record) or r.message for r in read_json_lines(str(path)))
+    assert all(isinstance(r, Record) or "; " in r.message for r in read_json_lines(str(path)))

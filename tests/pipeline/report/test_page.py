@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from tests.finished import COLUMN, RENAMED
+
 COMMON = {"throughput", "prompt-length", "completion-length", "logprob", "errors"}
 
 RUNS = {
@@ -29,7 +31,13 @@ def test_nothing_of_the_data_is_markup(run):
     scripts = re.findall(r"<script[^>]*>", run.page.split("<body>")[1].split("vegaEmbed")[0])
     assert all("type=" in script for script in scripts)
     assert "<b>1</b>" not in run.page
+    assert COLUMN not in run.page
+    assert RENAMED not in run.page
     assert "document.title='owned'</script>" not in run.page
+
+
+def test_a_column_may_be_called_as_it_likes(finished):
+    assert "&lt;i&gt;renamed&lt;/i&gt;" in finished.page
 
 
 @pytest.fixture(scope="module")
