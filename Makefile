@@ -116,12 +116,9 @@ template: setup  ## write the Flex Template: TEMPLATE=gs://…/grok1.json IMAGE=
 run-template:  ## start a job from it: TEMPLATE=… REGION=… PARAMETERS=input=…,output=…
 	gcloud dataflow flex-template run grok1-$(shell date +%Y%m%d-%H%M%S) --template-file-gcs-location=$(TEMPLATE) --region=$(REGION) --parameters=$(PARAMETERS)
 
-$(VENV)-docs/.made: requirements-docs.lock pyproject.toml setup.py
-	$(ENVIRONMENT)
-
 .PHONY: docs
-docs: $(VENV)-docs/.made  ## build the documentation's site in site/
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+docs: setup-dev  ## build the documentation's site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 .PHONY: quality
 quality: setup-dev  ## measure what quantisation costs; writes docs/quantization.md
@@ -145,9 +142,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes
 .PHONY: lock
 lock: setup-dev  ## choose dependencies anew and write the lock files
 	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra templates --extra constraints --extra completion -o requirements.lock
-	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra templates --extra constraints --extra completion --extra dataflow --extra train --extra gguf --extra dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra templates --extra constraints --extra completion --extra dataflow --extra train --extra gguf --extra docs --extra dev -c requirements.lock -o requirements-dev.lock
 	for kind in tpu gpu; do $(COMPILE) --python-platform x86_64-manylinux_2_36 --extra gcs --extra dataflow --extra templates --extra constraints --extra $$kind -c requirements-dev.lock -o deploy/requirements-$$kind.lock || exit 1; done
-	$(COMPILE) --universal --extra docs -c requirements-dev.lock -o requirements-docs.lock
 	$(COMPILE) --universal --extra lm-eval --extra dev -c requirements-dev.lock -o requirements-lm-eval.lock
 	$(COMPILE) --universal --extra aot --extra dev -c requirements-dev.lock -o requirements-aot.lock
 	$(COMPILE) --universal --extra fuzz --extra dev -c requirements-dev.lock -o requirements-fuzz.lock

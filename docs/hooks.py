@@ -5,7 +5,7 @@ import dataclasses
 import re
 
 from pipeline.cli import make_parser
-from schemas.error import REMEDIES, ErrorCode
+from schemas.error import EXPLANATIONS, INPUT_ERRORS, ErrorCode
 from schemas.sampling import SamplingParams
 
 
@@ -26,9 +26,15 @@ def commands() -> str:
 
 
 def errors() -> str:
-    """A row a code, with what the user can do."""
-    rows = [f"| `{code}` | {REMEDIES[code]} |" for code in ErrorCode]
-    return "\n".join(["| code | what to do |", "|---|---|", *rows])
+    """A row a code: what it means, where it comes from, what the user can do."""
+    rows = []
+    for code in ErrorCode:
+        told = EXPLANATIONS[code]
+        of = "a file" if code in INPUT_ERRORS else "a row"
+        rows.append(f"| `{code}` | {of} | {told.meaning} | {told.cause} | {told.remedy} |")
+    return "\n".join(
+        ["| code | of | what it means | usual cause | what to do |", "|---|---|---|---|---|", *rows]
+    )
 
 
 def sampling() -> str:

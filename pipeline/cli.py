@@ -2,10 +2,8 @@
 
 import argparse
 import importlib
-import importlib.metadata
 import logging
 import os
-import platform
 import sys
 from collections.abc import Sequence
 
@@ -101,21 +99,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="versions that a bug report needs")
+        super().__init__(
+            option_strings, dest, nargs=0, help="versions and machine, for a bug report"
+        )
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parts = [f"python {platform.python_version()}"]
-        for name in ("apache-beam", "jax", "jaxlib", "pyarrow", "fsspec"):
-            parts.append(f"{name} {_version(name)}")
-        print(f"grok1 {_version('grok1-batch')} ({', '.join(parts)})")
+        from pipeline.versions import facts
+
+        for name, fact in facts().items():
+            print(f"{name} {fact}" if name == "grok1" else f"{name}: {fact}")
         parser.exit()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _quiet(debug: bool) -> None:

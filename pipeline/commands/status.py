@@ -2,6 +2,9 @@
 
 A finished run exits with 0 or 3, as generate would have; one that is under way, or has stopped
 before its end, with 1.
+
+  grok1 status gs://bucket/completions
+  grok1 status gs://bucket/completions --json
 """
 
 import argparse

@@ -1,9 +1,11 @@
+import platform
+import re
 import subprocess
 import sys
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, versions
 from pipeline.cli import FAILED, SETUP, Failed, main
 from pipeline.commands import inspect
 from schemas import prompt
@@ -39,7 +41,7 @@ def test_a_reader_that_has_gone_changes_no_exit_code():
     """As in ``grok1 generate … | head -1``, which must still tell of errored rows."""
     program = """
 import sys
-from pipeline import cli
+from pipeline import cli, versions
 from pipeline.commands import inspect
 
 def run(*_):
@@ -62,10 +64,31 @@ def test_the_version_tells_what_a_bug_report_needs(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0
-    told = capsys.readouterr().out
-    for name in ("grok1 ", "python 3.", "apache-beam ", "jax ", "jaxlib ", "pyarrow ", "fsspec "):
-        assert name in told
-    assert told.count("\n") == 1
+    told = capsys.readouterr().out.splitlines()
+    names = ("grok1 ", "libraries: ", "system: ", "processor: ", "accelerators: ")
+    assert [line[: len(name)] for line, name in zip(told, names, strict=True)] == [*names]
+    assert f"python {platform.python_version()}" in told[0]
+    for name in ("apache-beam ", "jax ", "jaxlib ", "pyarrow ", "fsspec "):
+        assert name in told[1]
+    assert platform.release() in told[2]
+    assert " cores, " in told[3]
+
+
+def test_the_version_tells_of_accelerators(monkeypatch, tmp_path):
+    for index, (vendor, device) in enumerate([("0x1ae0", "0x0062")] * 4 + [("0x8086", "0x0062")]):
+        folder = tmp_path / "pci" / str(index)
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text(vendor + "\n")
+        (folder / "device").write_text(device + "\n")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nfor i in 1 2; do echo NVIDIA H100 80GB HBM3, 570.86.15; done\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(versions, "_PCI", tmp_path / "pci")
+    told = versions.facts()["accelerators"]
+    assert told == "4 × TPU v5p, 2 × NVIDIA H100 80GB HBM3 (driver 570.86.15)"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert "does not answer" in versions.facts()["accelerators"]
 
 
 @pytest.mark.parametrize("name", cli._COMMANDS)
@@ -77,6 +100,7 @@ def test_every_command_explains_itself(capsys, name):
     text = capsys.readouterr().out
     assert f"usage: grok1 {command}" in text
     assert max(map(len, text.splitlines())) <= 100
+    assert re.search(rf"^  .*grok1 {command}\b", text, re.MULTILINE), "it has no example"
 
 
 def test_without_a_command_it_shows_the_help(capsys):

@@ -18,7 +18,7 @@ def imported_by(code: str, *arguments: str) -> set[str]:
     return set(result.stdout.rpartition("IMPORTED")[2].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], []])
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"], []])
 def test_help_imports_nothing_heavy(arguments):
     code = f"from pipeline.cli import main\ntry: main({arguments})\nexcept SystemExit: pass"
     assert not imported_by(code) & HEAVY

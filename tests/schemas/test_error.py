@@ -2,19 +2,21 @@ import dataclasses
 
 import pytest
 
-from schemas.error import REMEDIES, ErrorCode, RowError
+from schemas.error import EXPLANATIONS, ErrorCode, RowError
 
 
-def test_every_code_has_its_remedy():
-    assert set(REMEDIES) == set(ErrorCode)
-    assert all(REMEDIES.values())
+def test_every_code_is_explained():
+    assert set(EXPLANATIONS) == set(ErrorCode)
+    told = [dataclasses.astuple(explanation) for explanation in EXPLANATIONS.values()]
+    assert all(all(words) for words in told)
+    assert all(len({words[i] for words in told}) == len(told) for i in range(3))
 
 
 @pytest.mark.parametrize("code", ErrorCode)
 def test_a_sentence_tells_fault_and_remedy(code):
     sentence = RowError(code, "prompt is null", "prompt").sentence()
     assert sentence.startswith("prompt is null (")
-    assert REMEDIES[code] in sentence
+    assert EXPLANATIONS[code].remedy in sentence
 
 
 def test_a_code_is_what_stands_in_the_column():
