@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from model.config import Grok1Config
-from model.engine.options import EngineOptions
-from model.machines import MachineProfile, decode_floor, find_machine, prefill_floor
+from model.machines import MachineProfile, decode_floor, prefill_floor
+from model.room import MOST_SLOTS, Question, room_for
 from schemas.error import SetupError
 
 _TRIES = 4
@@ -36,52 +35,6 @@ _ENVIRONMENT = {
     "TPU_WORKER_ID": "0",
 }
 """Of the process that compiles."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is to fit where.
-
-    Attributes:
-      machine: a name of ``machines.MACHINES``.
-      config: the model.
-      weights: ``int8`` or ``int4``.
-      numerics: the mode.
-      kv_cache_dtype: ``auto`` or ``int8``.
-      context: tokens of each sequence.
-      slots: sequences, each with a whole context of cache; None asks for the most that fit.
-    """
-
-    machine: str
-    config: Grok1Config
-    weights: str = "int8"
-    numerics: str = "bf16"
-    kv_cache_dtype: str = "auto"
-    context: int = 2048
-    slots: int | None = None
-
-    @property
-    def profile(self) -> MachineProfile:
-        """The machine."""
-        return find_machine(self.machine)
-
-    def options(self) -> EngineOptions:
-        """Options of an engine that decodes so many sequences and can hold all at full length."""
-        assert self.slots is not None
-        tokens = self.slots * _up(self.context, _BLOCK)
-        return EngineOptions(
-            numerics=self.numerics,
-            kv_cache_dtype=self.kv_cache_dtype,
-            slots=self.slots,
-            max_context=self.context,
-            block_size=_BLOCK,
-            # One sequence more than asked for is the least that an engine starts with.
-            cache_tokens=max(tokens, _up(self.context, _BLOCK) + 2 * _BLOCK),
-        )
-
-
-_BLOCK = 128
-"""Tokens of a page on accelerators."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,17 +163,17 @@ def compile_for(question: Question, steps: tuple[str, ...] | None = None) -> Fit
 def find_fit(question: Question) -> Fit:
     """Compiles all steps for the slots that are asked, or for the most that fit, which it finds.
 
-    The most come from arithmetic over what one compile of the large steps takes, and are then
-    compiled, since temporaries grow with them.
+    The most come from arithmetic, and are then compiled, since temporaries grow with them; what
+    that takes corrects the arithmetic.
     """
     devices = question.profile.devices
-    start = question.slots or _up(32, devices)
+    start = question.slots or max(room_for(question).max_slots, devices)
     sized = dataclasses.replace(question, slots=start)
     asked = compile_for(sized, None if question.slots else _LARGE)
     tried, found = asked, start if asked.fits else 0
     for _ in range(_TRIES):
-        most = min(_slots_that_fit(tried), _MOST_SLOTS)
-        if tried is not asked:
+        most = min(_slots_that_fit(tried), MOST_SLOTS)
+        if not tried.fits:
             most = min(most, (tried.question.slots or 0) - devices)
         if most <= found:
             break
@@ -235,9 +188,6 @@ def find_fit(question: Question) -> Fit:
 
 _LARGE = ("prefill", "decode")
 """Steps whose temporaries count."""
-
-_MOST_SLOTS = 1024
-"""More are not looked for: a step of so many is bound by products on every machine."""
 
 
 def _slots_that_fit(fit: Fit) -> int:
@@ -270,7 +220,3 @@ def _shipped_ptxas() -> bool:
     spec = importlib.util.find_spec("nvidia")
     places = spec.submodule_search_locations if spec else None
     return any(list(Path(place).glob("cu13/bin/ptxas")) for place in places or ())
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

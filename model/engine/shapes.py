@@ -7,6 +7,9 @@ from model.config import Grok1Config
 from model.engine.options import ACCELERATOR_SLOTS, EngineOptions
 from schemas.error import SetupError
 
+ACCELERATOR_BLOCK = 128
+"""C on accelerators, unless told otherwise."""
+
 _SCORE_TILE_ROWS = 256
 """Most questions of the score step in a tile: few are asked of a step's rows, or all."""
 
@@ -76,7 +79,7 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
     rows = _up(options.slots or (32 if on_cpu else ACCELERATOR_SLOTS), machine.devices)
     tile_rows = min(rows, 64) if on_cpu else rows
     rows = _up(rows, tile_rows)
-    block_size = options.block_size or (16 if on_cpu else 128)
+    block_size = options.block_size or (16 if on_cpu else ACCELERATOR_BLOCK)
     prefill_tile_rows = 64 if on_cpu else 2048
     prefill_rows = options.prefill_rows or (256 if on_cpu else prefill_tile_rows)
     prefill_rows = _up(max(prefill_rows, block_size), machine.devices)
@@ -84,7 +87,7 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
     prefill_rows = _up(prefill_rows, prefill_tile_rows)
     max_context = options.context_of(config)
     sequence_pages = -(-max_context // block_size)
-    slots = rows + _up(max(rows // 4, 2), machine.devices)
+    slots = admitted(rows, machine.devices)
     pages = 1 + slots * sequence_pages
     if options.cache_tokens is not None:
         pages = 1 + options.cache_tokens // block_size
@@ -114,6 +117,11 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
         pages=pages,
         max_context=max_context,
     )
+
+
+def admitted(rows: int, devices: int) -> int:
+    """S, sequences admitted at once where ``rows`` are decoded at once."""
+    return rows + _up(max(rows // 4, 2), devices)
 
 
 def cache_bytes_per_token(config: Grok1Config, options: EngineOptions) -> int:

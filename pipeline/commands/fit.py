@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    from model.fit import Question, find_fit
+    from model.fit import find_fit
+    from model.room import Question
     from pipeline.cli import FAILED, OK
 
     config = GROK_1 if given.config is None else _read(given.config)

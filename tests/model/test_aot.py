@@ -8,7 +8,8 @@ import dataclasses
 import pytest
 
 from model.config import GROK_1
-from model.fit import Question, compile_for, find_fit
+from model.fit import compile_for, find_fit
+from model.room import Question
 from schemas.error import SetupError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

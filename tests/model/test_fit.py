@@ -5,8 +5,9 @@ import pytest
 
 from model.config import GROK_1
 from model.engine.options import EngineOptions
-from model.fit import Fit, Question, compile_for
+from model.fit import Fit, compile_for
 from model.machines import MACHINES
+from model.room import Question
 from pipeline.cli import FAILED, SETUP, main
 from schemas.error import SetupError
 
