@@ -12,7 +12,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.worker import sdk_worker
 
-from pipeline.dataflow.options import is_dataflow
+from pipeline.dataflow.options import is_dataflow, names_dataflow
 from schemas.error import SetupError
 
 LOCAL_RUNNER = "FnApiRunner"
@@ -43,8 +43,7 @@ def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
 
 def attempts(options: PipelineOptions) -> int | None:
     """How often the runner tries a piece of work before it gives the job up; None for once."""
-    runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower()
-    if runner == "dataflowrunner":
+    if names_dataflow(options.view_as(StandardOptions).runner):
         return _DATAFLOW_ATTEMPTS
     retries = options.get_all_options(drop_default=True).get("number_of_execution_retries")
     return None if retries is None or retries < 0 else retries + 1

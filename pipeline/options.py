@@ -71,7 +71,8 @@ class Limits:
     Attributes:
       max_total_tokens: prompt and completion tokens of the whole output; None for any number.
       max_hours: of this start; None for any.
-      stall_seconds: how long a device may give nothing while asked; None for ever.
+      stall_seconds: how long a device may give nothing while asked, below the 300 after which
+        Dataflow calls a step stuck; None for ever.
 
     Raises:
       SetupError: a value is out of bounds.
@@ -79,7 +80,7 @@ class Limits:
 
     max_total_tokens: int | None = None
     max_hours: float | None = None
-    stall_seconds: float | None = 300.0
+    stall_seconds: float | None = 240.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -181,7 +181,8 @@ def acquire(settings: EngineSettings) -> Held:
     """
     with _lock:
         if settings not in _held and not _ended.is_set():
-            held = _held[settings] = Held(factory(settings))
+            with watchdog.watching_load(phases, settings.stall_seconds):
+                held = _held[settings] = Held(factory(settings))
             if settings.stall_seconds is not None:
                 watchdog.watch(held.engine, settings.stall_seconds)
         if _ended.is_set():  # perhaps while it loaded

@@ -138,6 +138,7 @@ def add_dataflow(parser: argparse.ArgumentParser) -> None:
     add("--machine", metavar="NAME", help="v5p-4, v6e-8, h100x8, a100x8: sets all it needs")
     add("--bucket", metavar="URL", help="gs://BUCKET/FOLDER for staging and temporary files")
     add("--explain", action="store_true", help="print the job that would be sent, and send nothing")
+    add("--rates", metavar="FILE", help="a table of prices (pipeline/estimate/rates.toml)")
     add("--detach", action="store_true", help="return once submitted; see grok1 status")
 
 
@@ -278,7 +279,11 @@ def run_job(
         add_arguments(parser)
         beam_options.check(beam_options.complete(beam_arguments), parser._option_string_actions)
     where = remote.Remote(
-        machine=given.machine, bucket=given.bucket, explain=given.explain, detach=given.detach
+        machine=given.machine,
+        bucket=given.bucket,
+        explain=given.explain,
+        detach=given.detach,
+        rates=given.rates,
     )
     return remote.run_job(
         options, list(beam_arguments), remote=where, report=report, debug=given.debug

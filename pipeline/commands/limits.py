@@ -19,7 +19,8 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=default.stall_seconds,
         metavar="S",
-        help="end the process when a device gives no token for so long; 0 for never (%(default)g)",
+        help="end the process when a device gives no token for so long, or loading no sign for "
+        "four times as long; 0 for never (%(default)g)",
     )
 
 

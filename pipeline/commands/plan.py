@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("plan")
     add = group.add_argument
     add("--pilot", type=int, default=0, metavar="K", help="forecast from K rows run on the model")
-    add("--rates", metavar="FILE", help="a table of prices (pipeline/estimate/rates.toml)")
     add("--workers", type=int, metavar="N", help="processes that read (one a core)")
     add("--json", action="store_true", help="for a machine")
     generate.add_arguments(parser, output_required=False)

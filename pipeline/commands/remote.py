@@ -1,15 +1,22 @@
 """Where a job runs: on this machine, on Dataflow, or on whichever runner Beam's arguments name."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
-from pipeline.cli import OK, Failed
+from model.checkpoint import files
+from pipeline import plan
+from pipeline.cli import INTERRUPTED, OK, Failed
 from pipeline.commands import run
+from pipeline.dataflow import checks, record
 from pipeline.dataflow import options as dataflow
 from pipeline.estimate.cost import read_rates
 from pipeline.options import JobOptions
-from pipeline.prepare import check_job, prepare_job
+from pipeline.prepare import Job, check_job, prepare_job
 from pipeline.report import terminal
+from pipeline.spans import spans
+from pipeline.storage import Folder
 from schemas.error import SetupError
 
 
@@ -21,6 +28,7 @@ class Remote:
       machine: name of the workers' machine.
       bucket: for staging.
       explain: whether to print the job instead of sending it.
+      rates: a table of prices for that, instead of ours.
       detach: whether to return once it is submitted.
     """
 
@@ -28,6 +36,7 @@ class Remote:
     bucket: str | None = None
     explain: bool = False
     detach: bool = False
+    rates: str | None = None
 
 
 def run_job(
@@ -51,6 +60,8 @@ def run_job(
       SetupError: the job cannot be done as it stands.
       Failed: it ended before all rows were done.
     """
+    if remote.rates and not remote.explain:
+        raise SetupError("--rates is for --explain, which prints the price; add that")
     if dataflow.is_dataflow(beam_arguments):
         return _on_dataflow(options, beam_arguments, remote, report, debug)
     for field in dataclasses.fields(remote):
@@ -69,20 +80,83 @@ def _on_dataflow(
     submission = dataflow.prepare(
         options, beam_arguments, machine=remote.machine, bucket=remote.bucket
     )
+    for sentence in submission.advice:
+        print(f"grok1: {sentence}", file=sys.stderr)
     # Beam takes seconds to import: a wrong set-up should be told before that.
     if remote.explain:
         from pipeline.dataflow.explain import explain
 
-        explain(check_job(options)[0], submission, read_rates(None))
+        job, _, chunks = check_job(options)
+        explain(job, chunks, submission, read_rates(remote.rates))
         return OK
-    from pipeline.dataflow.submit import submit
-
+    if submission.sends:
+        _refuse_second(options.output)
     job = prepare_job(options)
     print(terminal.set_up_line(job))
     if run.is_done(job):
         return run.finish(job, {}, report)
+    _advise_spread(job, submission.workers)
+    from pipeline.dataflow.submit import submit
+
+    with _told(debug):
+        taken = submit(job, submission)
+    if taken is None:
+        print("nothing was submitted: the arguments make a template, or try the submission only")
+        return OK
+    sent, wait = taken
+    print(f"Dataflow job {sent.job_id}: {sent.url}", flush=True)
+    goes_on = f"see grok1 status {files.redact(options.output)}"
+    if remote.detach:
+        print(f"it goes on without this command; {goes_on}")
+        return OK
     try:
-        sent, counters = submit(job, submission, wait=not remote.detach)
+        with _told(debug):
+            counters = wait()
+    except KeyboardInterrupt:
+        print(
+            f"\ngrok1: interrupted, but Dataflow job {sent.job_id} goes on without this command; "
+            f"{goes_on}, or cancel it: {sent.cancel}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    return run.finish(job, counters, report)
+
+
+def _refuse_second(output: str) -> None:
+    """Raises SetupError if a job that was submitted for this output still runs."""
+    sent = record.submitted(Folder(output))
+    if sent is None:
+        return
+    try:
+        state = record.ask_state(sent)
+    except record.Unknown as unknown:
+        print(
+            f"grok1: Dataflow job {sent.job_id} was submitted for this output before, and may "
+            f"still run: {unknown}; see {sent.url}",
+            file=sys.stderr,
+        )
+        return
+    if record.is_live(state):
+        raise SetupError(
+            f"Dataflow job {sent.job_id} works on {files.redact(output)} already ({state}: "
+            f"{sent.url}); wait for it, or cancel it: {sent.cancel}"
+        )
+
+
+def _advise_spread(job: Job, workers: int) -> None:
+    present = job.folder.names()
+    missing = [c for c in plan.read_chunks(job.folder) if c.part_name not in present]
+    pieces = sum(1 for _ in spans(missing))
+    rows = sum(chunk.rows for chunk in missing)
+    if advice := checks.spread_advice(pieces, workers, rows):
+        print(f"grok1: {advice}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _told(debug: bool) -> Iterator[None]:
+    """Tells a fault of the client, or of the job itself, in one sentence."""
+    try:
+        yield
     except Exception as error:
         if debug:
             raise
@@ -91,11 +165,3 @@ def _on_dataflow(
             f"Dataflow: {reason}; parts that are committed are kept, and starting again does the "
             "rest"
         ) from None
-    if sent.job_id is None:
-        print("nothing was submitted: the arguments make a template, or try the submission only")
-        return OK
-    print(f"Dataflow job {sent.job_id}: {sent.url}")
-    if remote.detach:
-        print(f"it goes on without this command; see grok1 status {options.output}")
-        return OK
-    return run.finish(job, counters, report)

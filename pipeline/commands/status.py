@@ -1,7 +1,7 @@
 """Say where a run stands, whoever runs it, and exit with the code that it has earned.
 
 A finished run exits with 0 or 3, as generate would have; one that is under way, or has stopped
-before its end, with 1.
+before its end, with 1. Of a job on Dataflow it asks the service, too.
 
   grok1 status gs://bucket/completions
   grok1 status gs://bucket/completions --json
@@ -37,8 +37,12 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
             words.append(f"stopped: {found['stopped_by']}")
         print(" · ".join(words))
         if found["job_url"]:
-            print(found["job_url"])
+            print(f"Dataflow job {found['job_id']}: {_told(found)} · {found['job_url']}")
     return int(found["exit_code"])
+
+
+def _told(found: dict[str, Any]) -> str:
+    return found["job_state"] or f"state not known: {found['job_state_unknown']}"
 
 
 def status(output: str) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def status(output: str) -> dict[str, Any]:
     from pipeline.claim import JOB
     from pipeline.cli import BUDGET, FAILED
     from pipeline.commands.run import exit_code
-    from pipeline.dataflow.record import submitted
+    from pipeline.dataflow.record import Unknown, ask_state, submitted
     from pipeline.finalize import read_manifest, survey
     from pipeline.storage import Folder
     from schemas.error import SetupError
@@ -70,6 +74,12 @@ def status(output: str) -> dict[str, Any]:
             manifest, record.get("allow_errors", 0.0), record.get("allow_file_errors", False)
         )
     totals = found["totals"]
+    job_state = unknown = None
+    if sent is not None:
+        try:
+            job_state = ask_state(sent)
+        except Unknown as reason:
+            unknown = str(reason)
     return {
         "state": found["state"],
         "stopped_by": None if note is None or manifest is not None else note["why"],
@@ -83,6 +93,9 @@ def status(output: str) -> dict[str, Any]:
         "parts_present": found["parts_present"],
         "faults": found["faults"],
         "last_commit": max((line["committed_at"] for line in lines), default=None),
+        "job_id": None if sent is None else sent.job_id,
         "job_url": None if sent is None else sent.url,
+        "job_state": job_state,
+        "job_state_unknown": unknown,
         "exit_code": code,
     }

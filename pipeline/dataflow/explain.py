@@ -1,6 +1,6 @@
 """The job that would be sent to Dataflow, for a person to read before it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -13,19 +13,25 @@ from rich.text import Text
 
 from model.checkpoint import files
 from model.engine.options import ACCELERATOR_SLOTS
-from pipeline.dataflow.options import Submission
+from pipeline.dataflow.checks import spread_advice
+from pipeline.dataflow.options import HARNESS_THREADS, Submission
 from pipeline.estimate.cost import Rate
 from pipeline.job import wire
+from pipeline.plan import Chunk
 from pipeline.prepare import Job
+from pipeline.spans import spans
 
 _HIDDEN = ("runner",)
 
 
-def explain(job: Job, submission: Submission, rates: dict[str, Rate]) -> None:
+def explain(
+    job: Job, chunks: Sequence[Chunk], submission: Submission, rates: dict[str, Rate]
+) -> None:
     """Prints steps, worker pool, options, image and price.
 
     Args:
       job: checked, its output not claimed.
+      chunks: of its plan.
       submission: what would be submitted.
       rates: prices by machine.
     """
@@ -35,13 +41,15 @@ def explain(job: Job, submission: Submission, rates: dict[str, Rate]) -> None:
     table.add_column(style="bold")
     table.add_column()
     rate = rates.get(machine.name)
+    pieces = sum(1 for _ in spans(chunks))
     decoded = min(job.engine.slots or ACCELERATOR_SLOTS, s.slots)
     facts = [
         ("job", f"{job.rows:,} rows in {job.files:,} files, {job.chunks:,} parts"),
+        ("spread", f"{pieces:,} pieces of work, {HARNESS_THREADS} at once on a worker"),
         ("checkpoint", f"{files.redact(job.options.checkpoint)}, {s.weights}"),
         ("output", files.redact(job.options.output)),
         ("where", f"project {s.project}, {s.region}, staging in {s.bucket}"),
-        ("workers", f"up to {s.workers} × {s.profile.machine_type}: {machine.title}"),
+        ("workers", f"up to {s.workers} × {s.machine_type}: {machine.title}"),
         ("accelerator", s.profile.accelerator),
         ("offered in", ", ".join(s.profile.zones)),
         ("image", s.image or "none"),
@@ -55,6 +63,8 @@ def explain(job: Job, submission: Submission, rates: dict[str, Rate]) -> None:
     for name, fact in facts:
         table.add_row(name, Text(fact))
     console.print(Panel(table, title="what would run on Dataflow", box=box.ROUNDED, expand=False))
+    if advice := spread_advice(pieces, s.workers, job.rows):
+        console.print(Text(advice, "yellow"))
     steps = Table("step", "reads from", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, sources in pipeline_steps(job):
         steps.add_row(Text(name), Text(", ".join(sources), "dim"))

@@ -1,15 +1,14 @@
-"""Beam's arguments for a machine, and everything that can be wrong with them before submission."""
+"""Beam's arguments for a job on a machine that Dataflow offers, complete and checked. No Beam."""
 
 import argparse
 import dataclasses
 import pathlib
-import re
 from collections.abc import Sequence
+from typing import Any
 
-from model.checkpoint import files
 from model.checkpoint.source import open_checkpoint
-from model.config import Grok1Config
-from model.machines import cache_bytes_per_token, weight_bytes
+from model.room import Question
+from pipeline.dataflow import checks
 from pipeline.dataflow.profiles import Profile, find_profile
 from pipeline.options import JobOptions
 from schemas.error import SetupError
@@ -17,9 +16,8 @@ from schemas.error import SetupError
 HARNESS_THREADS = 8
 """Chunks in flight on a worker, so that the engine's slots stay full across chunk ends."""
 
-_RESERVE = 2 << 30
-_GIB = 1 << 30
-_MIN_SLOTS = 16
+_ONE_PROCESS = "no_use_multiple_sdk_containers"
+"""One process owns the accelerators; Beam would start one a core."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +28,14 @@ class Submission:
       profile: the machine.
       arguments: Beam's, complete.
       project, region, bucket, image: as given.
+      machine_type: of the hosts.
       workers: most hosts at once.
       weights: kind of the checkpoint's weights.
       slots: sequences of the longest kind that a host holds at once.
+      endpoint: of the service, where it is not Google's own.
+      no_auth: whether to do without credentials.
+      sends: whether a job comes of it; else a template does, or nothing.
+      advice: sentences about what is allowed, but better otherwise.
     """
 
     profile: Profile
@@ -41,15 +44,27 @@ class Submission:
     region: str
     bucket: str
     image: str | None
+    machine_type: str
     workers: int
     weights: str
     slots: int
+    endpoint: str | None
+    no_auth: bool
+    sends: bool
+    advice: tuple[str, ...]
 
 
 def is_dataflow(arguments: Sequence[str]) -> bool:
     """Whether Beam's arguments name the Dataflow runner."""
-    given, _ = _parser().parse_known_args(list(arguments))
-    return (given.runner or "").rpartition(".")[2].lower() in ("dataflowrunner", "dataflow")
+    return names_dataflow(parse(arguments).runner)
+
+
+def names_dataflow(runner: str | None) -> bool:
+    """Whether a runner's name, as Beam reads it, is Dataflow's: any case, with its module or not,
+    with or without its last word.
+    """
+    name = (runner or "").rpartition(".")[2].lower().removesuffix("runner")
+    return name in ("dataflow", "testdataflow")
 
 
 def prepare(
@@ -62,7 +77,7 @@ def prepare(
 ) -> Submission:
     """Completes Beam's arguments for a machine, after checking all that can be checked from here.
 
-    What the user gives himself among ``arguments`` stays as it is.
+    What the user gives himself among ``arguments`` stays as it is, or is refused.
 
     Args:
       options: the job.
@@ -74,31 +89,45 @@ def prepare(
     Raises:
       SetupError: one sentence with what is missing or does not fit, and what to do.
     """
-    given, _ = _parser().parse_known_args(list(arguments))
+    given = parse(arguments)
+    checks.check_client(source_setup() is not None)
+    checks.check_python()
     if machine is None:
         raise SetupError("Dataflow needs a machine: --machine v5p-4, v6e-8, h100x8 or a100x8")
     profile = find_profile(machine)
     for flag, value, how in (
         ("--project", given.project, "the Google Cloud project that pays"),
-        ("--region", given.region, f"one that has the machine: {_regions(profile)}"),
+        ("--region", given.region, f"one that has the machine: {', '.join(profile.regions)}"),
         ("--bucket", bucket or given.temp_location, "gs://BUCKET/FOLDER for staging"),
     ):
         if not value:
             raise SetupError(f"Dataflow needs {flag}: {how}")
     bucket = (bucket or given.temp_location).rstrip("/")
-    _check_remote(options)
-    _check_bucket(bucket, given.region, check_bucket)
-    if not given.sdk_container_image and not given.dry_run and not given.template_location:
+    checks.check_remote(options)
+    checks.check_bucket(bucket, given.region, check_bucket)
+    checks.check_contradictions(profile, given)
+    sends = not given.dry_run and not given.template_location
+    if not given.sdk_container_image and sends:
         raise SetupError(
             "Dataflow needs a worker image: build and push one with `make image "
             f"MACHINE={machine} IMAGE=REGION-docker.pkg.dev/PROJECT/REPO/grok1:TAG`, "
             "then give it: --sdk_container_image IMAGE"
         )
     checkpoint = open_checkpoint(options.checkpoint)
-    weights = getattr(checkpoint, "weights", "int8")
-    context = options.engine.context_of(checkpoint.config)
-    slots = check_fits(profile, checkpoint.config, weights, context, options.engine.slots)
+    question = Question(
+        machine=machine,
+        config=checkpoint.config,
+        weights=checkpoint.weights,
+        numerics=options.engine.numerics,
+        kv_cache_dtype=options.engine.kv_cache_dtype,
+        context=options.engine.context_of(checkpoint.config),
+        slots=options.engine.slots,
+    )
     workers = given.max_num_workers or given.num_workers or 1
+    advice = (
+        checks.region_advice(profile, given.region),
+        checks.reservation_advice(profile, given, workers),
+    )
     return Submission(
         profile=profile,
         arguments=complete(profile, arguments, bucket, workers),
@@ -106,33 +135,41 @@ def prepare(
         region=given.region,
         bucket=bucket,
         image=given.sdk_container_image,
+        machine_type=given.machine_type or profile.machine_type,
         workers=workers,
-        weights=weights,
-        slots=slots,
+        weights=checkpoint.weights,
+        slots=checks.check_fits(profile, question),
+        endpoint=given.dataflow_endpoint,
+        no_auth=given.no_auth,
+        sends=sends,
+        advice=tuple(filter(None, advice)),
     )
 
 
 def complete(profile: Profile, arguments: Sequence[str], bucket: str, workers: int) -> list[str]:
     """The arguments with everything that the machine needs and the user has not set."""
-    names = {argument.partition("=")[0] for argument in arguments}
+    given = parse(arguments)
     defaults = {
-        "--temp_location": f"{bucket}/tmp",
-        "--staging_location": f"{bucket}/staging",
-        "--machine_type": profile.machine_type,
-        "--disk_size_gb": str(profile.disk_gb),
-        "--num_workers": "1",
-        "--max_num_workers": str(workers),
-        "--number_of_worker_harness_threads": str(HARNESS_THREADS),
-        "--sdk_location": "container",
-    }
-    added = [f"{name}={value}" for name, value in defaults.items() if name not in names]
-    if (setup := source_setup()) is not None and "--setup_file" not in names:
+        "temp_location": f"{bucket}/tmp",
+        "staging_location": f"{bucket}/staging",
+        "machine_type": profile.machine_type,
+        "disk_size_gb": profile.disk_gb,
+        "num_workers": 1,
+        "max_num_workers": workers,
+        "number_of_worker_harness_threads": HARNESS_THREADS,
+        "sdk_location": "container",
         # Workers then run the very code that submits; else that of the image.
-        added.append(f"--setup_file={setup}")
-    if not any("worker_accelerator" in argument for argument in arguments):
+        "setup_file": source_setup(),
+    }
+    added = [
+        f"--{name}={value}"
+        for name, value in defaults.items()
+        if value is not None and getattr(given, name) is None
+    ]
+    if not checks.accelerators(given):
         added.append(f"--dataflow_service_options=worker_accelerator={profile.accelerator}")
-    # One process owns the accelerators; Beam would start one a core.
-    added.append("--experiments=no_use_multiple_sdk_containers")
+    if _ONE_PROCESS not in given.experiments:
+        added.append(f"--experiments={_ONE_PROCESS}")
     return [*arguments, *added]
 
 
@@ -142,72 +179,42 @@ def source_setup() -> str | None:
     return str(path) if path.is_file() else None
 
 
-def check_fits(
-    profile: Profile, config: Grok1Config, weights: str, max_context: int, slots: int | None
-) -> int:
-    """Sequences of the longest kind that the machine holds at once beside the weights.
-
-    Raises:
-      SetupError: the weights do not fit, or too few sequences, or fewer than were asked for.
-    """
-    machine = profile.machine
-    each = weight_bytes(config, weights) / machine.devices
-    free = machine.limit_bytes - _RESERVE - each
-    sequence = max_context * cache_bytes_per_token(config) / machine.devices
-    most = int(free / sequence) if free > 0 else 0
-    wanted = slots or _MIN_SLOTS
-    if most >= wanted:
-        return slots or most
-    figures = (
-        f"of {machine.limit_bytes / _GIB:.1f} GiB a device, {weights} weights take "
-        f"{each / _GIB:.1f} and {wanted} sequences of {max_context} tokens "
-        f"{wanted * sequence / _GIB:.1f}"
-    )
-    remedy = "take a larger machine"
-    if weights == "int8" and free < wanted * sequence:
-        remedy += ", or convert the checkpoint: grok1 convert --weights int4"
-    if most:
-        remedy += f", or fewer slots or a shorter context: --slots {most}, --max-context"
-    raise SetupError(f"--machine {machine.name}: the model does not fit: {figures}; {remedy}")
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What is said of those of Beam's options that a machine's profile has a say in."""
+    given, _ = make_parser().parse_known_args(list(arguments))
+    return given
 
 
-def _check_remote(options: JobOptions) -> None:
-    named = [
-        ("--checkpoint", options.checkpoint),
-        *(("--input", url) for url in options.input),
-        ("--output", options.output),
-        *([("--tokenizer", options.tokenizer)] if options.tokenizer else []),
-        *([("--few-shot", options.prompting.few_shot)] if options.prompting.few_shot else []),
-    ]
-    for flag, url in named:
-        if files.local_path(url) is not None or url.startswith("memory://"):
-            raise SetupError(
-                f"{flag} {files.redact(url)} is on this machine, where Dataflow's workers cannot "
-                "reach it; copy it to a bucket and give its gs:// URL"
-            )
-
-
-def _check_bucket(bucket: str, region: str, ask: bool) -> None:
-    if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?", bucket):
-        raise SetupError(f"--bucket {bucket} is no gs://BUCKET/FOLDER")
-    name = bucket.removeprefix("gs://").partition("/")[0]
-    if ask and not files.exists(f"gs://{name}"):
-        raise SetupError(
-            f"bucket gs://{name} does not exist; make it: "
-            f"gcloud storage buckets create gs://{name} --location={region}"
-        )
-
-
-def _regions(profile: Profile) -> str:
-    return ", ".join(dict.fromkeys(zone.rpartition("-")[0] for zone in profile.zones))
-
-
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Of the options that ``parse`` knows, under all the names that Beam has for them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("runner", "project", "region", "temp_location", "sdk_container_image"):
-        parser.add_argument(f"--{name}")
-    parser.add_argument("--template_location")
-    parser.add_argument("--dry_run", nargs="?", const="True")
-    for name in ("num_workers", "max_num_workers"):
-        parser.add_argument(f"--{name}", type=int)
+    add = parser.add_argument
+    for name in ("runner", "project", "region", "temp_location", "staging_location"):
+        add(f"--{name}")
+    for name in ("setup_file", "sdk_location", "dataflow_endpoint", "template_location"):
+        add(f"--{name}")
+    add("--sdk_container_image")
+    add("--worker_machine_type", "--machine_type", dest="machine_type")
+    add("--no_auth", action="store_true")
+    add("--dry_run", nargs="?", const="True")
+    for name in ("num_workers", "max_num_workers", "disk_size_gb"):
+        add(f"--{name}", type=int)
+    add("--number_of_worker_harness_threads", type=int)
+    add("--experiment", "--experiments", dest="experiments", action=_Listed, default=[])
+    add(
+        "--dataflow_service_option",
+        "--dataflow_service_options",
+        dest="dataflow_service_options",
+        action=_Listed,
+        default=[],
+    )
     return parser
+
+
+class _Listed(argparse.Action):
+    """Given more than once, or with commas, as Beam takes it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
+    ) -> None:
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values.split(",")])

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from model.machines import MACHINES, MachineProfile
 from schemas.error import SetupError
 
+IMAGE_PYTHON = (3, 11)
+"""Of ``deploy/Dockerfile``'s image and of its lock files."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
@@ -31,6 +34,11 @@ class Profile:
     def image(self) -> str:
         """The kind of worker image: ``tpu`` or ``gpu``."""
         return self.machine.platform
+
+    @property
+    def regions(self) -> list[str]:
+        """Those of the zones, each once."""
+        return list(dict.fromkeys(zone.rpartition("-")[0] for zone in self.zones))
 
 
 def _tpu(

@@ -1,5 +1,7 @@
 """Sending a job to Dataflow."""
 
+from collections.abc import Callable
+
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.dataflow.options import Submission
@@ -8,24 +10,33 @@ from pipeline.job import counters_of, wire
 from pipeline.prepare import Job
 
 
-def submit(job: Job, submission: Submission, *, wait: bool) -> tuple[Submitted, dict[str, int]]:
-    """Submits a job that ``prepare_job`` has checked.
+def submit(
+    job: Job, submission: Submission
+) -> tuple[Submitted, Callable[[], dict[str, int]]] | None:
+    """Submits a job that ``prepare_job`` has checked, and returns at once.
 
     Args:
       job: the job.
       submission: what ``options.prepare`` made of the arguments.
-      wait: whether to wait until it has finished.
 
     Returns:
-      The job as Dataflow knows it, and its counters; none without waiting.
+      The job as Dataflow knows it, and what waits for its end and returns its counters; None where
+      the arguments only made a template or tried the submission.
     """
     result = wire(job, PipelineOptions(submission.arguments)).run()
-    job_id = result.job_id() if result is not None and getattr(result, "_job", None) else None
-    sent = Submitted(job_id=job_id, project=submission.project, region=submission.region)
-    if job_id is None:
-        return sent, {}
+    if result is None or not getattr(result, "_job", None):
+        return None
+    sent = Submitted(
+        job_id=result.job_id(),
+        project=submission.project,
+        region=submission.region,
+        endpoint=submission.endpoint,
+        no_auth=submission.no_auth,
+    )
     record(job.folder, sent)
-    if not wait:
-        return sent, {}
-    result.wait_until_finish()
-    return sent, counters_of(result)
+
+    def wait() -> dict[str, int]:
+        result.wait_until_finish()
+        return counters_of(result)
+
+    return sent, wait

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.commands import generate
 
-_NOT_OFFERED = ("help", "explain", "detach", "report")
+_NOT_OFFERED = ("help", "explain", "rates", "detach", "report")
 """Arguments that make no sense for a job that nobody waits for at a terminal."""
 
 _BEAM = {

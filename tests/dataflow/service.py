@@ -50,12 +50,14 @@ class Service:
       jobs: as the client sent them.
       log: what the workers printed.
       state: of the job.
+      asked: how often a client looked at the job.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.jobs: list[dict[str, Any]] = []
         self.log = ""
         self.state = "JOB_STATE_RUNNING"
+        self.asked = 0
         self._folder = folder
 
     def take(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +144,7 @@ def running(folder: pathlib.Path) -> Iterator[tuple[Service, str]]:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if re.search(r"/jobs/[^/]+$", path):
+                service.asked += 1
                 self._answer(service.view())
             else:  # messages and metrics: none
                 self._answer({})

@@ -1,12 +1,18 @@
 """What a machine's profile sets, and every set-up that is refused before anything is sent."""
 
+import importlib.util
+
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from model.config import GROK_1
 from model.machines import MACHINES
+from model.room import Question, room_for
 from pipeline.cli import OK, SETUP, main
-from pipeline.dataflow.options import check_fits, complete
-from pipeline.dataflow.profiles import PROFILES
+from pipeline.dataflow import checks
+from pipeline.dataflow.checks import check_fits
+from pipeline.dataflow.options import complete, make_parser, parse
+from pipeline.dataflow.profiles import IMAGE_PYTHON, PROFILES
 from schemas.error import SetupError
 from tests.jobs import write
 
@@ -29,12 +35,53 @@ def test_a_profile_sets_all_that_its_machine_needs(name):
         assert f"count:{profile.machine.devices};" in profile.accelerator
 
 
+def told_to_beam(*given: str) -> dict:
+    """What Beam itself makes of a completed command."""
+    return PipelineOptions(complete(PROFILES["h100x8"], given, "gs://b/w", 9)).get_all_options()
+
+
 def test_what_the_user_sets_stays():
-    given = ["--machine_type=other", "--num_workers=5", "--staging_location=gs://x/y"]
-    told = complete(PROFILES["v5p-4"], given, "gs://bucket/work", 9)
-    for argument in given:
-        name = argument.partition("=")[0]
-        assert [a for a in told if a.startswith(f"{name}=")] == [argument]
+    found = told_to_beam("--machine_type=other", "--num_workers", "5", "--staging_location=gs://x")
+    assert (found["machine_type"], found["num_workers"]) == ("other", 5)
+    assert found["staging_location"] == "gs://x"
+    assert found["max_num_workers"] == 9
+    assert found["temp_location"] == "gs://b/w/tmp"
+
+
+def test_it_stays_under_every_name_that_beam_has_for_it():
+    assert told_to_beam("--worker_machine_type=other")["machine_type"] == "other"
+    found = told_to_beam("--experiment=one,two", "--dataflow_service_option=three")
+    assert found["experiments"] == ["one", "two", "no_use_multiple_sdk_containers"]
+    accelerator = f"worker_accelerator={PROFILES['h100x8'].accelerator}"
+    assert found["dataflow_service_options"] == ["three", accelerator]
+    own = "worker_accelerator=type:nvidia-h100-80gb;count:8;install-nvidia-driver:5xx"
+    assert told_to_beam(f"--experiments={own}")["dataflow_service_options"] is None
+
+
+def test_the_names_are_beam_s():
+    names = {}
+    for options in PipelineOptions.__subclasses__():
+        parser = make_parser().__class__(add_help=False, conflict_handler="resolve")
+        options._add_argparse_args(parser)
+        names |= {action.dest: set(action.option_strings) for action in parser._actions}
+    for action in make_parser()._actions:
+        assert set(action.option_strings) == names[action.dest]
+
+
+CONTRADICTIONS = [
+    (["--experiments=use_multiple_sdk_containers"], "only one process can own"),
+    (
+        ["--dataflow_service_options=worker_accelerator=type:nvidia-l4;count:1"],
+        "type:nvidia-h100-80gb;count:8;install-nvidia-driver, and type:nvidia-l4;count:1 is asked",
+    ),
+    (["--num_workers=5", "--max_num_workers=2"], "exceeds --max_num_workers=2"),
+]
+
+
+@pytest.mark.parametrize(("given", "says"), CONTRADICTIONS)
+def test_what_contradicts_the_machine_is_refused(world, capsys, given, says):
+    assert main([*world.command(), *given]) == SETUP
+    assert says in capsys.readouterr().err
 
 
 WRONG = {
@@ -81,15 +128,32 @@ def test_machines_that_dataflow_does_not_have_are_refused(world, capsys):
     assert "one of v5p-4, v6e-8" in capsys.readouterr().err
 
 
+def fits(machine: str, weights: str = "int8", **more) -> int:
+    question = Question(machine=machine, config=GROK_1, weights=weights, **more)
+    return check_fits(PROFILES[machine], question)
+
+
 def test_grok_1_is_refused_where_it_does_not_fit():
-    with pytest.raises(SetupError, match=r"of 31.2 GiB a device, int8 weights take 36.8"):
-        check_fits(PROFILES["v6e-8"], GROK_1, "int8", 2048, None)
-    with pytest.raises(SetupError, match="take a larger machine"):
-        check_fits(PROFILES["v5e-8"], GROK_1, "int4", 2048, None)
-    with pytest.raises(SetupError, match=r"--slots \d+, --max-context"):
-        check_fits(PROFILES["h100x8"], GROK_1, "int8", 8192, 512)
-    assert check_fits(PROFILES["v6e-8"], GROK_1, "int4", 2048, None) > 16
-    assert check_fits(PROFILES["h100x8"], GROK_1, "int8", 2048, 128) == 128
+    with pytest.raises(SetupError, match=r"of 31.25 GiB a device, int8 weights take 37.27"):
+        fits("v6e-8")
+    with pytest.raises(SetupError, match=r"int4 weights take 20.36.*; take a larger machine$"):
+        fits("v5e-8", "int4")
+    with pytest.raises(SetupError, match=r"of 75.14 GiB.*153 sequences.*--slots 144, --max-con"):
+        fits("h100x8", context=8192, slots=153)
+    with pytest.raises(SetupError, match="--kv-cache-dtype int8"):
+        fits("h100x8", context=8192, slots=256)
+
+
+def test_what_fits_is_what_the_arithmetic_of_fit_says():
+    assert fits("h100x8", context=8192) == 144
+    assert fits("h100x8", context=8192, slots=100) == 100
+    assert fits("h100x8", context=8192, slots=256, kv_cache_dtype="int8") == 256
+    assert (
+        fits("v6e-8", "int4")
+        == room_for(Question(machine="v6e-8", config=GROK_1, weights="int4")).max_slots
+    )
+    # Twice the bytes in the cache, and an embedding of twice the size.
+    assert fits("h100x8", context=8192, numerics="float32") <= 144 / 2
 
 
 def test_every_profile_is_a_known_machine():
@@ -111,6 +175,75 @@ def test_explain_prints_the_job_and_sends_nothing(world, capsys):
     ):
         assert part in told
     assert main(["status", f"{world.bucket}/explained"]) == SETUP  # nothing was claimed
+
+
+def test_explain_takes_another_table_of_prices(world, capsys, tmp_path):
+    table = tmp_path / "rates.toml"
+    table.write_text("[h100x8]\nusd_per_hour = 12.5\nreach_p50 = 0.5\nreach_p90 = 0.4\n")
+    command = world.command("explained", explain=True, rates=table, max_num_workers=2)
+    assert main(command) == OK
+    assert "12.50 US$ an hour each, 25.00 with all of them" in capsys.readouterr().out
+    assert main(world.command("explained", rates=table)) == SETUP
+    assert "--rates is for --explain" in capsys.readouterr().err
+
+
+def test_without_a_reservation_it_is_said_how_to_make_one(world, capsys):
+    assert main(world.command("explained", explain=True, max_num_workers=4)) == OK
+    assert (
+        "gcloud compute reservations create grok1 --zone=us-central1-a --vm-count=4 "
+        "--machine-type=a3-highgpu-8g --project=some-project, then add "
+        "--dataflow_service_options=automatically_use_created_reservation"
+    ) in capsys.readouterr().err
+    reserved = "--dataflow_service_options=automatically_use_created_reservation"
+    assert main([*world.command("explained", explain=True), reserved]) == OK
+    captured = capsys.readouterr()
+    assert "reserv" not in captured.err
+    # The profile's own accelerator stands beside it.
+    assert "worker_accelerator=type:nvidia-h100-80gb" in captured.out
+
+
+def test_a_region_without_the_machine_is_pointed_out(world, capsys):
+    assert main(world.command("explained", explain=True, region="me-west1")) == OK
+    assert "none of those in which Dataflow's 8 × NVIDIA H100" in capsys.readouterr().err
+
+
+def test_workers_without_work_are_pointed_out(world, capsys):
+    assert main(world.command("explained", explain=True, max_num_workers=9)) == OK
+    told = " ".join(capsys.readouterr().out.split())
+    assert "comes in 4 pieces, so that 5 of 9 workers would have none" in told
+    assert "--max_num_workers=4" in told
+    assert checks.spread_advice(4, 4, 24) is None
+    assert checks.spread_advice(0, 4, 0) is None
+    assert "--chunk-rows 10" in (checks.spread_advice(1, 4, 160) or "")
+
+
+def test_another_python_than_the_image_s_is_refused():
+    checks.check_python(IMAGE_PYTHON)
+    with pytest.raises(SetupError, match=r"this is Python 3.13 and the worker image has 3.11"):
+        checks.check_python((3, 13))
+
+
+def test_the_running_python_is_the_one_that_is_checked(world, capsys, monkeypatch):
+    monkeypatch.setattr(checks, "IMAGE_PYTHON", (3, 99))
+    assert main(world.command("refused")) == SETUP
+    assert "worker image has 3.99" in capsys.readouterr().err
+
+
+def test_without_google_s_client_nothing_is_claimed(world, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if "dataflow" in name else find(name)
+    )
+    assert main(world.command("unclaimed")) == SETUP
+    assert "not installed here; run: make setup-dev" in capsys.readouterr().err
+    with pytest.raises(SetupError, match=r"-m pip install 'apache-beam\[gcp\]>=2.77,<2.78' gcsfs"):
+        checks.check_client(from_checkout=False)
+    assert main(["status", f"{world.bucket}/unclaimed"]) == SETUP
+
+
+def test_a_job_that_makes_a_template_needs_no_image_yet():
+    given = parse(["--template_location=gs://b/t", "--no_auth", "--dry_run=True"])
+    assert (given.template_location, given.no_auth, given.dry_run) == ("gs://b/t", True, "True")
 
 
 @pytest.mark.parametrize("flag", ["--machine=h100x8", "--detach", "--explain"])

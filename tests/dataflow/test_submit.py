@@ -1,14 +1,21 @@
 """A job submitted, staged for real, and run from nothing but what was staged."""
 
+import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from apache_beam.internal.gcp import auth
 
-from pipeline.cli import FAILED, OK, main
+from pipeline.cli import FAILED, INTERRUPTED, OK, SETUP, main
 from pipeline.completions import read_completions
+from pipeline.dataflow import record
+from pipeline.storage import Folder
 from tests.dataflow import service
 
 pytestmark = pytest.mark.slow
@@ -39,16 +46,75 @@ def test_what_was_staged_gives_the_same_dataset_as_a_local_run(world, tmp_path, 
     assert "complete: 24 of 24 rows" in capsys.readouterr().out
 
 
-def test_a_detached_job_is_left_alone_and_can_be_asked_about(world, tmp_path, capsys):
+@pytest.fixture
+def idle(tmp_path, monkeypatch):
+    """A service whose workers never come, and its URL."""
     with service.running(tmp_path) as (dataflow, endpoint):
-        dataflow._work = lambda: None  # the workers never come
-        command = world.command("detached", no_auth=True, dataflow_endpoint=endpoint, detach=True)
-        assert main(command) == OK
-        assert "see grok1 status" in capsys.readouterr().out
+        monkeypatch.setattr(dataflow, "_work", lambda: None)
+        yield dataflow, endpoint
+
+
+def test_a_detached_job_is_left_alone_and_can_be_asked_about(world, idle, capsys):
+    dataflow, endpoint = idle
+    command = world.command("detached", no_auth=True, dataflow_endpoint=endpoint, detach=True)
+    assert main(command) == OK
+    assert f"see grok1 status {world.bucket}/detached" in capsys.readouterr().out
     assert main(["status", f"{world.bucket}/detached"]) == FAILED
     told = capsys.readouterr().out
     assert "unfinished: 0 of 24 rows" in told
-    assert "console.cloud.google.com" in told
+    assert "Dataflow job 2026-01-01_00_00_00-1: running · https://console.cloud.google" in told
+    # A second job for the same output would compute everything twice.
+    assert main(command) == SETUP
+    told = capsys.readouterr().err
+    assert "job 2026-01-01_00_00_00-1 works on" in told
+    assert "gcloud dataflow jobs cancel 2026-01-01_00_00_00-1 --project=some-project" in told
+    dataflow.state = "JOB_STATE_CANCELLED"
+    assert main(command) == OK
+    assert len(dataflow.jobs) == 2
+    capsys.readouterr()
+    assert main(["status", "--json", f"{world.bucket}/detached"]) == FAILED
+    assert json.loads(capsys.readouterr().out)["job_state"] == "cancelled"
+
+
+def test_a_service_that_does_not_answer_is_no_obstacle(world, tmp_path, capsys):
+    output = Folder(f"{world.bucket}/silent")
+    gone = record.Submitted(
+        job_id="j-1",
+        project="p",
+        region="r",
+        endpoint="http://localhost:9",
+        no_auth=True,
+    )
+    record.record(output, gone)
+    with pytest.raises(record.Unknown, match="Dataflow cannot be reached at http://localhost:9"):
+        record.ask_state(gone)
+    with service.running(tmp_path) as (dataflow, endpoint):
+        dataflow._work = lambda: None
+        command = world.command("silent", no_auth=True, dataflow_endpoint=endpoint, detach=True)
+        assert main(command) == OK
+        assert "job j-1 was submitted for this output before" in capsys.readouterr().err
+        record.record(output, gone)
+    assert main(["status", f"{world.bucket}/silent"]) == FAILED
+    assert "job j-1: state not known: Dataflow cannot be reached" in capsys.readouterr().out
+
+
+def test_an_interrupt_says_that_the_job_goes_on(world, idle, capsys):
+    dataflow, endpoint = idle
+
+    def interrupt() -> None:
+        while not dataflow.asked:  # until then the command has not begun to wait
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    command = world.command("waiting", no_auth=True, dataflow_endpoint=endpoint)
+    assert main(command) == INTERRUPTED
+    captured = capsys.readouterr()
+    # Where it runs was said before anybody waited.
+    assert "Dataflow job 2026-01-01_00_00_00-1: https://console.cloud.google" in captured.out
+    assert "job 2026-01-01_00_00_00-1 goes on without this command" in captured.err
+    assert "gcloud dataflow jobs cancel 2026-01-01_00_00_00-1" in captured.err
+    assert dataflow.state == "JOB_STATE_RUNNING"
 
 
 def test_the_project_installs_from_its_own_archive(tmp_path):

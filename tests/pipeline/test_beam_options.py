@@ -4,7 +4,8 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.portable_runner import PortableRunner
 
-from pipeline.beam_options import check, complete, local_options, make_pipeline
+from pipeline.beam_options import attempts, check, complete, local_options, make_pipeline
+from pipeline.dataflow.options import is_dataflow
 from pipeline.job import wire
 from schemas.error import SetupError
 
@@ -39,6 +40,30 @@ def test_another_runner_is_left_alone(name):
 def test_a_pipeline_for_elsewhere_is_made_for_there():
     options = PipelineOptions(["--runner=PortableRunner"])
     assert type(make_pipeline(options).runner) is PortableRunner
+
+
+DATAFLOW = [
+    "DataflowRunner",
+    "dataflowrunner",
+    "dataflow",
+    "Dataflow",
+    "TestDataflowRunner",
+    "apache_beam.runners.dataflow.dataflow_runner.DataflowRunner",
+    "apache_beam.runners.DataflowRunner",
+]
+
+
+@pytest.mark.parametrize("name", DATAFLOW)
+def test_dataflow_tries_four_times_by_any_name(name):
+    assert attempts(PipelineOptions([f"--runner={name}"])) == 4
+    assert is_dataflow([f"--runner={name}"])
+
+
+def test_other_runners_try_as_often_as_they_are_told():
+    assert attempts(PipelineOptions(["--runner=FnApiRunner"])) is None
+    flink = ["--runner=FlinkRunner", "--number_of_execution_retries=2"]
+    assert attempts(PipelineOptions(flink)) == 3
+    assert not is_dataflow(["--runner=FlinkRunner"])
 
 
 def test_a_local_run_has_chunks_in_flight():

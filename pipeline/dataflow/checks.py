@@ -1,0 +1,202 @@
+"""What can be wrong with a job on Dataflow, each told before anything is claimed or sent."""
+
+import importlib.util
+import re
+import sys
+from argparse import Namespace
+
+from model.checkpoint import files
+from model.room import Question, room_for
+from pipeline.dataflow.profiles import IMAGE_PYTHON, Profile
+from pipeline.options import JobOptions
+from schemas.error import SetupError
+
+_RESERVATION = "automatically_use_created_reservation"
+
+_ACCELERATOR = re.compile(r"worker_accelerator=(?P<asked>\S+)")
+
+_MANY_PROCESSES = "use_multiple_sdk_containers"
+
+
+def check_client(from_checkout: bool) -> None:
+    """Refuses a submission by an environment that cannot speak to Dataflow.
+
+    Raises:
+      SetupError: Google's client is not installed.
+    """
+    try:
+        found = importlib.util.find_spec("google.cloud.dataflow") is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        command = (
+            "make setup-dev"
+            if from_checkout
+            else f"{sys.executable} -m pip install 'apache-beam[gcp]>=2.77,<2.78' gcsfs"
+        )
+        raise SetupError(
+            f"Dataflow needs Google's client, which is not installed here; run: {command}"
+        )
+
+
+def check_python(version: tuple[int, int] | None = None) -> None:
+    """Refuses to submit by another Python than the workers'.
+
+    Args:
+      version: the submitting one's; by default the running one's.
+
+    Raises:
+      SetupError: it is another; what it sends could not be read.
+    """
+    major, minor = version or sys.version_info[:2]
+    if (major, minor) != IMAGE_PYTHON:
+        image = ".".join(map(str, IMAGE_PYTHON))
+        raise SetupError(
+            f"this is Python {major}.{minor} and the worker image has {image}, which could not "
+            f"read what is sent; submit by {image}: "
+            f"rm -r .venv && make setup-dev PYTHON=python{image}"
+        )
+
+
+def check_fits(profile: Profile, question: Question) -> int:
+    """Sequences that the machine holds at once, by the arithmetic that ``grok1 fit`` verifies.
+
+    Args:
+      profile: the machine.
+      question: the model; slots as they are asked for, or None.
+
+    Returns:
+      The slots that were asked for, or the most that fit.
+
+    Raises:
+      SetupError: they do not fit, or not even one sequence does.
+    """
+    room = room_for(question)
+    most, wanted = room.max_slots, question.slots or profile.machine.devices
+    if room.peak_bytes(wanted) <= room.limit_bytes:
+        return question.slots or most
+    remedies = ["take a larger machine"]
+    if question.weights == "int8":
+        remedies.append("convert the checkpoint: grok1 convert --weights int4")
+    if question.kv_cache_dtype == "auto" and room.weights_bytes < room.limit_bytes:
+        remedies.append("halve the cache: --kv-cache-dtype int8")
+    if most:
+        remedies.append(f"ask for fewer or shorter sequences: --slots {most}, --max-context N")
+    raise SetupError(
+        f"--machine {profile.machine.name}: the model does not fit: {room.told(wanted)}; "
+        + ", or ".join(remedies)
+    )
+
+
+def check_remote(options: JobOptions) -> None:
+    """Refuses paths that workers cannot reach.
+
+    Raises:
+      SetupError: one is on this machine.
+    """
+    named = [
+        ("--checkpoint", options.checkpoint),
+        *(("--input", url) for url in options.input),
+        ("--output", options.output),
+        *([("--tokenizer", options.tokenizer)] if options.tokenizer else []),
+        *([("--few-shot", options.prompting.few_shot)] if options.prompting.few_shot else []),
+    ]
+    for flag, url in named:
+        if files.local_path(url) is not None or url.startswith("memory://"):
+            raise SetupError(
+                f"{flag} {files.redact(url)} is on this machine, where Dataflow's workers cannot "
+                "reach it; copy it to a bucket and give its gs:// URL"
+            )
+
+
+def check_bucket(bucket: str, region: str, ask: bool) -> None:
+    """Refuses a bucket that cannot be used for staging.
+
+    Args:
+      bucket: its URL.
+      region: of the job, for the message.
+      ask: whether to ask the store if it is there.
+
+    Raises:
+      SetupError: it is none, or does not exist.
+    """
+    if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?", bucket):
+        raise SetupError(f"--bucket {bucket} is no gs://BUCKET/FOLDER")
+    name = bucket.removeprefix("gs://").partition("/")[0]
+    if ask and not files.exists(f"gs://{name}"):
+        raise SetupError(
+            f"bucket gs://{name} does not exist; make it: "
+            f"gcloud storage buckets create gs://{name} --location={region}"
+        )
+
+
+def check_contradictions(profile: Profile, given: Namespace) -> None:
+    """Refuses options of the user's own that the machine's profile cannot live with.
+
+    Raises:
+      SetupError: one contradicts the profile, or another.
+    """
+    name = profile.machine.name
+    if _MANY_PROCESSES in given.experiments:
+        raise SetupError(
+            f"--experiments={_MANY_PROCESSES} starts a process a core, but only one process can "
+            "own a host's accelerators; leave it out"
+        )
+    for asked in accelerators(given):
+        if _kind(asked) != _kind(profile.accelerator):
+            raise SetupError(
+                f"--machine {name} has worker_accelerator={profile.accelerator}, and {asked} is "
+                "asked for; leave that out, or name the machine that it belongs to"
+            )
+    if given.num_workers and given.max_num_workers and given.num_workers > given.max_num_workers:
+        raise SetupError(
+            f"--num_workers={given.num_workers} exceeds --max_num_workers="
+            f"{given.max_num_workers}; raise the latter"
+        )
+
+
+def accelerators(given: Namespace) -> list[str]:
+    """What the user himself asks for as accelerator."""
+    told = [*given.dataflow_service_options, *given.experiments]
+    return [found["asked"] for option in told if (found := _ACCELERATOR.match(option))]
+
+
+def region_advice(profile: Profile, region: str) -> str | None:
+    """What to know of a region in which the machine was not seen; None if it was."""
+    if region in profile.regions:
+        return None
+    return (
+        f"--region {region} is none of those in which Dataflow's {profile.machine.title} was seen: "
+        f"{', '.join(profile.regions)}"
+    )
+
+
+def reservation_advice(profile: Profile, given: Namespace, workers: int) -> str | None:
+    """What to do about capacity, where no reservation is named; None if one is."""
+    if any(_RESERVATION in option for option in given.dataflow_service_options):
+        return None
+    zone = profile.zones[0]
+    return (
+        f"no reservation is named, and {profile.machine.title} is seldom free on demand; reserve: "
+        f"gcloud compute reservations create grok1 --zone={zone} --vm-count={workers} "
+        f"--machine-type={given.machine_type or profile.machine_type} --project={given.project}, "
+        f"then add --dataflow_service_options={_RESERVATION}"
+    )
+
+
+def spread_advice(spans: int, workers: int, rows: int) -> str | None:
+    """What to do about workers that would have nothing to do; None if all have."""
+    if not 0 < spans < workers:
+        return None
+    chunk = rows // (4 * workers)
+    more = f", or cut it finer: --chunk-rows {chunk}" if chunk >= 1 else ""
+    return (
+        f"the work comes in {spans} pieces, so that {workers - spans} of {workers} workers would "
+        f"have none; give --max_num_workers={spans}{more}"
+    )
+
+
+def _kind(accelerator: str) -> set[str]:
+    """Type and number or shape: a driver's version may differ."""
+    parts = accelerator.split(";")
+    return {part for part in parts if part.partition(":")[0] in ("type", "count", "topology")}
