@@ -22,18 +22,25 @@ _GIB = 1 << 30
 _STATE_BYTES = 74 + 4 * MAX_EARLY_STOPS
 """Of a slot's state on each device: flags, counters and knobs, and ids that end it."""
 
+_MB = 1e6
+
 _STEPS = {
-    ("gpu", "bf16"): (167 << 20, 3200 << 10),
-    ("gpu", "release"): (693 << 20, 27 << 20),
-    ("gpu", "float32"): (1143 << 20, 100 << 20),
-    ("tpu", "bf16"): (465 << 20, 5600 << 10),
-    ("tpu", "release"): (1386 << 20, 27 << 20),
-    ("tpu", "float32"): (2286 << 20, 100 << 20),
+    ("gpu", "bf16"): (1394, 3.15),
+    ("gpu", "release"): (5806, 27.2),
+    ("gpu", "float32"): (9583, 104.5),
+    ("tpu", "bf16"): (1885, 5.63),
+    ("tpu", "release"): (9725, 55.1),
+    ("tpu", "float32"): (9625, 156.1),
 }
-"""Bytes that compiled steps need beside what is kept, by platform and numerics: those of a step
-that does not depend on the slots, programs included, and those of each slot over all devices. They
-are what compiling all 64 layers gave for the H100 and the v5p; a v5p's of the two slow modes are
-the H100's, for half as many devices."""
+"""MB over all devices that compiled steps need beside what is kept, by platform and numerics: those
+of a step that does not depend on the slots, and those of each slot. They are the most that
+compiling all 64 layers for the H100, the v5p and the v6e gave (``tests/model/test_room.py``)."""
+
+_TPU_INT8_TOKEN = 3820
+"""Bytes over all devices that a TPU's steps need for each token of a cache of int8."""
+
+_TPU_CODE = 35 * _MB
+"""Of the programs, which stay on a TPU; a GPU's compiler counts none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +124,11 @@ class Room:
         """Temporaries of the hungriest step, and the programs."""
         q = self.question
         fixed, each = _STEPS[q.profile.platform, q.numerics]
-        return max(fixed, each * slots // q.profile.devices)
+        on_tpu = q.profile.platform == "tpu"
+        if on_tpu and q.kv_cache_dtype == "int8":
+            each += _TPU_INT8_TOKEN * q.padded_context / _MB
+        temporaries = max(fixed, each * slots) * _MB / q.profile.devices
+        return int(temporaries + (_TPU_CODE if on_tpu else 0))
 
     def peak_bytes(self, slots: int) -> int:
         """All of it."""

@@ -66,6 +66,38 @@ def test_cache_and_slots_are_counted_as_they_are_allocated(numerics, cache, slot
     assert room.slots_bytes(slots) == part_bytes(kept)
 
 
+COMPILED = [
+    ("h100x8", "int8", "bf16", "auto", 8192, 144, 174151160),
+    ("h100x8", "int8", "bf16", "auto", 2048, 512, 201425888),
+    ("h100x8", "int8", "bf16", "int8", 8192, 256, 174151432),
+    ("h100x8", "int8", "release", "auto", 8192, 128, 725632000),
+    ("h100x8", "int8", "float32", "auto", 8192, 64, 1197783552),
+    ("h100x8", "int4", "bf16", "auto", 8192, 200, 174151160),
+    ("v5p-4", "int8", "bf16", "auto", 2048, 128, 460105888 + 26526208),
+    ("v5p-4", "int8", "release", "auto", 2048, 128, 2431182336 + 29274112),
+    ("v5p-4", "int8", "float32", "auto", 2048, 64, 2496452000 + 34123776),
+    ("v5p-4", "int8", "bf16", "int8", 8192, 72, 662758016 + 31545344),
+    ("v6e-8", "int4", "bf16", "auto", 2048, 160, 235529760 + 28372992),
+    ("v6e-8", "int4", "release", "auto", 2048, 64, 1009458720 + 26234880),
+]
+"""What the compilers gave with jax 0.10.2: temporaries of prefill and decode, and programs."""
+
+
+@pytest.mark.parametrize("case", COMPILED, ids=lambda case: "-".join(map(str, case[:6])))
+def test_steps_are_allowed_what_the_compilers_ask_for_and_hardly_more(case):
+    machine, weights, numerics, cache, context, slots, asked = case
+    question = Question(
+        machine=machine,
+        config=GROK_1,
+        weights=weights,
+        numerics=numerics,
+        kv_cache_dtype=cache,
+        context=context,
+    )
+    allowed = room_for(question).steps_bytes(slots)
+    assert asked <= allowed <= 1.25 * asked
+
+
 def test_the_most_sequences_fit_and_one_more_on_each_device_does_not():
     room = room_for(Question(machine="h100x8", config=GROK_1, context=8192))
     most = room.max_slots
