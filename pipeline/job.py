@@ -10,7 +10,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 from apache_beam.runners.runner import PipelineResult
 
-from pipeline import budget, plan
+from pipeline import budget, plan, registry
 from pipeline.beam_options import attempts, local_options, make_pipeline
 from pipeline.commit import Committed, commit
 from pipeline.finalize import finalize
@@ -89,7 +89,7 @@ def model_handler(job: Job) -> Grok1ModelHandler:
     return Grok1ModelHandler(
         job.options.checkpoint,
         tokenizer=job.tokenizer,
-        options=job.engine,
+        options=registry.engine_settings(job).options,
         identity=job.settings["checkpoint"],
         stall_seconds=job.options.limits.stall_seconds,
         scores_only=job.options.task == "score",

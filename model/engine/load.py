@@ -1,5 +1,6 @@
 """From a checkpoint to what an engine is made of: weights on the devices, compiled steps."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from model.checkpoint import files
 from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.config import Grok1Config
-from model.engine.compile_cache import CompileCache
+from model.engine.compile_cache import NONE, CompileCache
 from model.engine.compiled import CompiledSteps
 from model.engine.memory import telling
 from model.engine.options import EngineOptions
@@ -27,6 +29,8 @@ from model.placement import load_params
 from model.sharding import make_mesh
 from model.tokenizer import Tokenizer
 from model.transformer import Params
+
+_LOGGER = logging.getLogger("grok1.engine")
 
 Progress = Callable[[str, float, float], None]
 """Told of a phase (``loading``, ``compiling``), how much of it is done, and of how much."""
@@ -63,8 +67,7 @@ def load(
     plan = make_plan(checkpoint.config, options, mesh, layout)
     on_gpu = mesh.devices.flat[0].platform == "gpu"
     tuning = Tuning(options.tuning) if on_gpu and options.tuning else None
-    # Choices of kernels go with a run; what was compiled by other runs' is not for this one.
-    cache = CompileCache(options.compile_cache, mesh) if tuning is None else None
+    cache = open_cache(options, mesh, tuning)
     compiled = CompiledSteps(plan, tuning, cache)
     with telling(plan, options), ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
         compiling = pool.submit(
@@ -77,6 +80,19 @@ def load(
         load_seconds = time.perf_counter() - started
         compiling.result()
     return params, plan, compiled, vocabulary, load_seconds
+
+
+def open_cache(options: EngineOptions, mesh: Mesh, tuning: Tuning | None) -> CompileCache | None:
+    """Where compiled steps are kept; nowhere if the run's own choices of kernels decide them."""
+    if tuning is None:
+        return CompileCache(options.compile_cache, mesh)
+    if options.compile_cache not in (None, NONE):
+        _LOGGER.warning(
+            "--compile-cache %s is not used on a GPU, whose choices of kernels are kept with the "
+            "run: what others compiled by their choices might give other bits",
+            files.redact(str(options.compile_cache)),
+        )
+    return None
 
 
 def allocate(plan: Plan) -> tuple[PagedCache, SlotState, Tables]:

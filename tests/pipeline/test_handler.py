@@ -141,6 +141,13 @@ def test_it_travels_to_workers_and_is_not_batched(prepare):
     assert handler.get_metrics_namespace() == "grok1"
 
 
+def test_a_gpu_s_choices_of_kernels_go_with_the_run(made, prepare):
+    job = prepare({"prompt": ["a"]})
+    model_handler(job).load_model().acquire()
+    (engine,) = made
+    assert engine.settings.options.tuning == f"{job.options.output}/_tuning"
+
+
 def test_equal_handlers_share_an_engine(made, prepare):
     job = prepare({"prompt": ["a"]})
     one, other = model_handler(job), model_handler(job)

@@ -5,6 +5,7 @@ import pytest
 
 from model.config import PRESETS
 from model.engine.compiled import CompiledSteps
+from model.engine.load import open_cache
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
 from model.engine.tuning import Tuning, prepare_gpu
@@ -77,3 +78,14 @@ def test_a_gpu_gives_programs_what_fits_are_counted_on(monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
     prepare_gpu()
     assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
+
+
+def test_a_compile_cache_that_a_gpu_does_not_use_is_told(url, caplog):
+    """What another run compiled by its choices would not be what this one's choices say."""
+    mesh = make_mesh(1, PRESETS["tiny"], jax.devices())
+    named = EngineOptions(compile_cache="memory://compiled")
+    assert open_cache(named, mesh, Tuning(url)) is None
+    assert "--compile-cache memory://compiled is not used on a GPU" in caplog.text
+    caplog.clear()
+    assert open_cache(EngineOptions(), mesh, Tuning(url)) is None
+    assert not caplog.text
