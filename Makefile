@@ -113,8 +113,8 @@ template: setup  ## write the Flex Template: TEMPLATE=gs://…/grok1.json IMAGE=
 	gcloud dataflow flex-template build $(TEMPLATE) --image=$(IMAGE) --sdk-language=PYTHON --metadata-file=deploy/metadata.json
 
 .PHONY: run-template
-run-template:  ## start a job from it: TEMPLATE=… REGION=… PARAMETERS=input=…,output=…
-	gcloud dataflow flex-template run grok1-$(shell date +%Y%m%d-%H%M%S) --template-file-gcs-location=$(TEMPLATE) --region=$(REGION) --parameters=$(PARAMETERS)
+run-template:  ## start a job from it: TEMPLATE=… PROJECT=… REGION=… WORKER=account PARAMETERS=input=…,output=…
+	gcloud dataflow flex-template run grok1-$(shell date +%Y%m%d-%H%M%S) --template-file-gcs-location=$(TEMPLATE) --project=$(PROJECT) --region=$(REGION) $(if $(WORKER),--service-account-email=$(WORKER)) '--parameters=$(PARAMETERS)'
 
 .PHONY: docs
 docs: setup-dev  ## build the documentation's site in site/
@@ -143,7 +143,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes
 lock: setup-dev  ## choose dependencies anew and write the lock files
 	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra templates --extra constraints --extra completion -o requirements.lock
 	$(COMPILE) --universal --extra s3 --extra gcs --extra report --extra templates --extra constraints --extra completion --extra dataflow --extra train --extra gguf --extra docs --extra dev -c requirements.lock -o requirements-dev.lock
-	for kind in tpu gpu; do $(COMPILE) --python-platform x86_64-manylinux_2_36 --extra gcs --extra dataflow --extra templates --extra constraints --extra $$kind -c requirements-dev.lock -o deploy/requirements-$$kind.lock || exit 1; done
+	for kind in tpu gpu; do $(COMPILE) --python-platform x86_64-manylinux_2_36 --extra gcs --extra s3 --extra dataflow --extra templates --extra constraints --extra $$kind -c requirements-dev.lock -o deploy/requirements-$$kind.lock || exit 1; done
 	$(COMPILE) --universal --extra lm-eval --extra dev -c requirements-dev.lock -o requirements-lm-eval.lock
 	$(COMPILE) --universal --extra aot --extra dev -c requirements-dev.lock -o requirements-aot.lock
 	$(COMPILE) --universal --extra fuzz --extra dev -c requirements-dev.lock -o requirements-fuzz.lock

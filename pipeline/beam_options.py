@@ -45,8 +45,10 @@ def attempts(options: PipelineOptions) -> int | None:
     """How often the runner tries a piece of work before it gives the job up; None for once."""
     if names_dataflow(options.view_as(StandardOptions).runner):
         return _DATAFLOW_ATTEMPTS
-    retries = options.get_all_options(drop_default=True).get("number_of_execution_retries")
-    return None if retries is None or retries < 0 else retries + 1
+    # Beam passes this on to its runner, and does not know it itself.
+    told = options.get_all_options(drop_default=True, retain_unknown_options=True)
+    retries = int(told.get("number_of_execution_retries") or -1)
+    return None if retries < 0 else retries + 1
 
 
 def complete(arguments: Sequence[str]) -> list[str]:

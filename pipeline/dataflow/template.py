@@ -20,6 +20,10 @@ _BEAM = {
     "sdk_container_image": ("Worker image", "the image that make image built and pushed"),
     "max_num_workers": ("Most workers", "hosts with accelerators at once"),
     "experiments": ("Experiments", "Beam experiments, separated by commas"),
+    "dataflow_service_options": (
+        "Service options",
+        "such as automatically_use_created_reservation, separated by commas",
+    ),
 }
 """Arguments of Beam's that a job needs beside our own; project, region and bucket are the run's."""
 

@@ -20,7 +20,7 @@ def _no_credentials():
         yield
 
 
-@pytest.fixture(scope="module", params=["h100x8", "v5p-4"])
+@pytest.fixture(scope="module", params=list(PROFILES))
 def built(request, world):
     """The job as a template: its JSON, its pipeline, the names of all staged files; a machine."""
     machine = request.param

@@ -1,6 +1,7 @@
 """The image and the template: what can be known of them without a Docker engine."""
 
 import argparse
+import importlib.metadata as metadata_of
 import json
 import pathlib
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.commands import generate
 from pipeline.dataflow.image import build_arguments
-from pipeline.dataflow.profiles import PROFILES
+from pipeline.dataflow.profiles import IMAGE_PYTHON, PROFILES
 from pipeline.dataflow.template import command, metadata, parameters
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -74,7 +75,12 @@ def test_every_parameter_is_an_argument_of_the_command():
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
     ours = {flag.removeprefix("--") for a in parser._actions for flag in a.option_strings}
-    beams = {"sdk_container_image", "max_num_workers", "experiments"}
+    beams = {
+        "sdk_container_image",
+        "max_num_workers",
+        "experiments",
+        "dataflow_service_options",
+    }
     assert {parameter["name"] for parameter in parameters()} <= ours | beams
 
 
@@ -108,16 +114,32 @@ def test_the_linter_finds_nothing():
     assert (ran.returncode, ran.stdout) == (0, "")
 
 
+def test_everything_that_the_image_stands_on_is_named_by_version():
+    versions = dict(re.findall(r"^ARG (\w+_VERSION)=(\S+)$", DOCKERFILE, flags=re.MULTILINE))
+    images = re.findall(r"^FROM (\S+)", DOCKERFILE, flags=re.MULTILINE)
+    assert len(images) == 3
+    for image in images:
+        tag = re.sub(r"\$\{(\w+)\}", lambda found: versions[found[1]], image).partition(":")[2]
+        assert re.match(r"\d", tag), image
+    beam = metadata_of.version("apache-beam")
+    assert versions["BEAM_VERSION"] == beam, "the image's boot program is not the locked Beam's"
+    python = ".".join(map(str, IMAGE_PYTHON))
+    assert any(image.startswith(f"python:{python}.") for image in images)
+    assert any(f"beam_python{python}_sdk" in image for image in images)
+    assert any(f"python{python.replace('.', '')}-template-launcher" in image for image in images)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_image_s_install_steps_work_in_a_clean_place(tmp_path):
+@pytest.mark.parametrize(("kind", "module"), [("tpu", "libtpu"), ("gpu", "jax_cuda13_plugin")])
+def test_the_image_s_install_steps_work_in_a_clean_place(tmp_path, kind, module):
     """The Dockerfile's own COPY and RUN lines, in an empty folder and a new environment."""
     work = tmp_path / "opt"
     work.mkdir()
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
     body = DOCKERFILE.partition("WORKDIR")[2].partition("COPY --from")[0]
-    for line in body.replace("${ACCELERATOR}", "tpu").splitlines():
+    for line in body.replace("${ACCELERATOR}", kind).splitlines():
         if line.startswith("COPY "):
             *sources, target = line.split()[1:]
             for source in sources:
@@ -130,7 +152,11 @@ def test_the_image_s_install_steps_work_in_a_clean_place(tmp_path):
         elif line.startswith("RUN pip "):
             arguments = line.removeprefix("RUN pip ").split()
             subprocess.run([python, "-m", "pip", "--quiet", *arguments], cwd=work, check=True)
-    check = "import pipeline.handler, model.engine.engine, libtpu; print(pipeline.__file__)"
+    check = (
+        "import pipeline.handler, model.engine.engine, gcsfs, s3fs, importlib.util as u\n"
+        f"assert u.find_spec('{module}')\n"
+        "print(pipeline.__file__)"
+    )
     ran = subprocess.run(
         [python, "-c", check],
         cwd=tmp_path,
