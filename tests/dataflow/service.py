@@ -7,6 +7,7 @@ runs the pipeline there.
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -92,7 +93,12 @@ class Service:
         script.write_text(_WORKER)
         (graph,) = (path for path in staged if path.name == "pipeline.pb")
         ran = subprocess.run(
-            [python, script, graph], cwd=self._folder, capture_output=True, text=True, check=False
+            [python, script, graph],
+            cwd=self._folder,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return ran.stdout + ran.stderr[-4000:]
 
@@ -122,13 +128,21 @@ class Service:
             check=True,
             capture_output=True,
         )
-        packages = [str(path) for path in staged if path.name.endswith(".tar.gz")]
+        packages = [str(path) for path in staged if path.name.endswith((".tar.gz", ".whl"))]
+        # The path above shows an installed project of this name and version, which is not meant.
+        options = ["--ignore-installed", "--no-deps", "--no-build-isolation"]
         subprocess.run(
-            [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", *packages],
+            [python, "-m", "pip", "install", *options, *packages],
+            env=clean_environment(),
             check=True,
             capture_output=True,
         )
         return python
+
+
+def clean_environment() -> dict[str, str]:
+    """The variables of this process, but for the one that may lead to the checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 @contextlib.contextmanager

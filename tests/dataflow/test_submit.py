@@ -17,6 +17,7 @@ from pipeline.completions import read_completions
 from pipeline.dataflow import record
 from pipeline.storage import Folder
 from tests.dataflow import service
+from tests.jobs import write
 
 pytestmark = pytest.mark.slow
 
@@ -117,22 +118,38 @@ def test_an_interrupt_says_that_the_job_goes_on(world, idle, capsys):
     assert dataflow.state == "JOB_STATE_RUNNING"
 
 
-def test_the_project_installs_from_its_own_archive(tmp_path):
-    """What setup.py packs is all that a worker needs, data files included."""
+@pytest.mark.parametrize(("kind", "ending"), [("--sdist", ".tar.gz"), ("--wheel", ".whl")])
+def test_the_project_runs_from_its_own_archive(tmp_path, kind, ending, talking):
+    """What is packed is all that a run needs, data files included, in a folder of its own."""
     root = pathlib.Path(__file__).parents[2]
     subprocess.run(
-        [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, root],
+        [sys.executable, "-m", "build", kind, "--no-isolation", "--outdir", tmp_path, root],
         check=True,
         capture_output=True,
     )
-    python = service.Service(tmp_path).environment(list(tmp_path.glob("*.tar.gz")))
+    (archive,) = tmp_path.glob(f"*{ending}")
+    python = service.Service(tmp_path).environment([archive])
+    place = tmp_path / "elsewhere"
+    write(place / "prompts.parquet", {"prompt": ["import ", "def f("]})
+    command = ["generate", "--checkpoint", talking, "--input", "prompts.parquet"]
+    command += ["--output", "out", "--max-tokens", "4", "--numerics", "float32"]
     script = (
-        "import importlib.resources as r, pipeline, model, schemas\n"
-        "assert (r.files('pipeline.report') / 'assets' / 'report.css').is_file()\n"
-        "assert (r.files('pipeline.estimate') / 'rates.toml').is_file()\n"
-        "print(pipeline.__file__)"
+        "import pipeline, sys\n"
+        "from pipeline.cli import main\n"
+        "from pipeline.estimate.cost import read_rates\n"
+        "assert read_rates(None)\n"
+        "print(pipeline.__file__, flush=True)\n"
+        "sys.exit(main(sys.argv[1:]))"
     )
     ran = subprocess.run(
-        [python, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True
+        [python, "-c", script, *command],
+        cwd=place,
+        env=service.clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert ran.stdout.startswith(str(tmp_path))
+    assert ran.returncode == OK, ran.stderr
+    assert ran.stdout.startswith(str(tmp_path / "environment"))
+    assert (place / "out" / "_report.html").is_file()
+    assert read_completions(str(place / "out")).num_rows == 2

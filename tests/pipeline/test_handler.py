@@ -141,11 +141,12 @@ def test_it_travels_to_workers_and_is_not_batched(prepare):
     assert handler.get_metrics_namespace() == "grok1"
 
 
-def test_a_gpu_s_choices_of_kernels_go_with_the_run(made, prepare):
-    job = prepare({"prompt": ["a"]})
+def test_a_gpu_s_choices_of_kernels_go_with_the_run(made, prepare, monkeypatch):
+    job, asked = prepare({"prompt": ["a"]}), []
+    make = registry.factory
+    monkeypatch.setattr(registry, "factory", lambda wanted: asked.append(wanted) or make(wanted))
     model_handler(job).load_model().acquire()
-    (engine,) = made
-    assert engine.settings.options.tuning == f"{job.options.output}/_tuning"
+    assert asked[0].options.tuning == f"{job.options.output}/_tuning"
 
 
 def test_equal_handlers_share_an_engine(made, prepare):
