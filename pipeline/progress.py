@@ -21,6 +21,7 @@ from model.engine.options import EngineStats
 from pipeline import registry
 from pipeline.commit import tally
 from pipeline.prepare import Job
+from pipeline.read import rows_read
 
 _REFRESH_SECONDS = 0.5
 _LOG_SECONDS = 60.0
@@ -38,6 +39,8 @@ class Reading:
       errored: those of them that are errors.
       stats: the engine's; zeros before there is one.
       phases: of an engine in the making: phase -> (done, of how much, when it began).
+      compiling: the steps that are being compiled for it.
+      rows_read: input rows that are ready for the model, or were.
     """
 
     at: float
@@ -45,6 +48,8 @@ class Reading:
     errored: int
     stats: EngineStats
     phases: dict[str, tuple[float, float, float]]
+    compiling: tuple[str, ...]
+    rows_read: int
 
 
 def read_counters() -> Reading:
@@ -56,6 +61,8 @@ def read_counters() -> Reading:
         errored=counts.errored,
         stats=registry.total_stats(),
         phases=registry.phases(),
+        compiling=registry.compiling(),
+        rows_read=rows_read.total(),
     )
 
 
@@ -81,7 +88,7 @@ class Line:
         if errored := now.errored - self._first.errored:
             words.append(f"{errored:,} errored")
         if not _tokens_made(now) - _tokens_made(self._first):
-            return " · ".join([*words, *_preparation(now)])
+            return " · ".join([*words, *_preparation(now, self._first)])
         words += self._rates(now)
         if (left := self._seconds_left(now, done)) is not None:
             words.append(f"{duration(left)} left")
@@ -121,19 +128,26 @@ def _tokens_made(now: Reading) -> int:
     return now.stats.decode_rows_used + now.stats.scored_tokens
 
 
-def _preparation(now: Reading) -> list[str]:
+def _preparation(now: Reading, first: Reading) -> list[str]:
     """What goes on before the first token."""
-    words = []
-    for phase, (done, of, began) in now.phases.items():
-        if phase == "loading":
-            rate = done / max(now.at - began, 1e-9)
-            unit, name = (1e9, "GB") if of >= 1e9 else (1e6, "MB")
-            words.append(
-                f"loading {done / unit:.1f} of {of / unit:.1f} {name}, {rate / 1e9:.2f} GB/s"
-            )
-        else:
-            words.append(f"{phase} {done:.0f} of {of:.0f} steps")
-    return words or ["reading"]
+    if now.phases:
+        under_way = [name for name, (done, of, _) in sorted(now.phases.items()) if done < of]
+        return [_phase(name, now) for name in reversed(under_way)] or ["starting the engine"]
+    if now.stats.compile_seconds > first.stats.compile_seconds:
+        prompts = now.stats.prefilled_tokens - first.stats.prefilled_tokens
+        return [f"computing prompts, {prompts:,} tokens so far"]
+    read = now.rows_read - first.rows_read
+    return [f"{read:,} rows read", "starting the engine"] if read else ["reading"]
+
+
+def _phase(name: str, now: Reading) -> str:
+    done, of, began = now.phases[name]
+    if name == "loading":
+        rate = done / max(now.at - began, 1e-9)
+        unit, size = (1e9, "GB") if of >= 1e9 else (1e6, "MB")
+        return f"loading {done / unit:.1f} of {of / unit:.1f} {size}, {rate / unit:.2f} {size}/s"
+    steps = ", ".join(step.replace("_", " ") for step in now.compiling)
+    return f"compiling {steps or 'steps'} ({done:.0f} of {of:.0f} done)"
 
 
 def duration(seconds: float) -> str:
@@ -181,8 +195,14 @@ class Progress:
 
     def _live(self) -> None:
         spinner = Spinner("dots", style="cyan")
+        told = ""
+
+        def line() -> Text:
+            frame = spinner.render(time.monotonic())
+            # One line, however narrow the terminal.
+            return Text.assemble(frame, " ", told, overflow="ellipsis", no_wrap=True)
+
         console = Console(file=self._stream)
-        with Live(spinner, console=console, transient=True, refresh_per_second=4):
+        with Live(get_renderable=line, console=console, transient=True, refresh_per_second=4):
             while not self._ended.wait(_REFRESH_SECONDS):
-                text = Text(self._line.tell(read_counters()), overflow="ellipsis", no_wrap=True)
-                spinner.update(text=text)
+                told = self._line.tell(read_counters())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Iterator, Sequence
 
 from model.checkpoint import files
@@ -12,6 +13,26 @@ from pipeline.prepare import Job
 from pipeline.questions import Questions
 from pipeline.spans import Span
 from pipeline.stream import stream_chunks
+
+
+class RowsRead:
+    """How many input rows this process has read and tokenized for the model."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._lock = threading.Lock()
+
+    def add(self, rows: int) -> None:
+        """So many more."""
+        with self._lock:
+            self._rows += rows
+
+    def total(self) -> int:
+        """All of them."""
+        return self._rows
+
+
+rows_read = RowsRead()
 
 
 class InputChanged(Exception):
@@ -28,7 +49,9 @@ def read_span(job: Job, span: Span) -> Iterator[Questions]:
       InputChanged: the tokenizer has changed.
     """
     missing = [chunk for chunk in span.chunks if not job.folder.exists(chunk.part_name)]
-    yield from read_chunks(job, missing)
+    for chunk in read_chunks(job, missing):
+        rows_read.add(len(chunk))
+        yield chunk
 
 
 def read_chunks(job: Job, wanted: Sequence[Chunk]) -> Iterator[Questions]:

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from model.checkpoint import files
@@ -145,16 +145,25 @@ factory: Callable[[EngineSettings], "Engine"] = load_engine
 _fewer_slots: dict[EngineSettings, int] = {}
 
 _phases: dict[str, tuple[float, float, float]] = {}
+_compiling: tuple[str, ...] = ()
 
 
-def _note_phase(phase: str, done: float, of: float) -> None:
+def _note_phase(phase: str, done: float, of: float, names: Sequence[str]) -> None:
+    global _compiling
     began = _phases[phase][2] if phase in _phases else time.monotonic()
     _phases[phase] = (done, of, began)
+    if phase == "compiling":
+        _compiling = tuple(names)
 
 
 def phases() -> dict[str, tuple[float, float, float]]:
     """Of an engine in the making: phase -> (done, of how much, when it began, monotonic)."""
     return dict(_phases)
+
+
+def compiling() -> tuple[str, ...]:
+    """The steps that are being compiled for an engine in the making."""
+    return _compiling if _phases else ()
 
 
 def total_stats() -> EngineStats:

@@ -3,8 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from model.engine.compile_cache import CompileCache
@@ -36,16 +36,33 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
         self._lock = threading.Lock()
         self.seconds = 0.0
 
-    def prepare(self, progress: Callable[[int, int], None], scores_only: bool = False) -> None:
-        """Compiles side by side: each step takes one core most of the time."""
+    def prepare(
+        self, progress: Callable[[int, int, Sequence[str]], None], scores_only: bool = False
+    ) -> None:
+        """Compiles side by side: each step takes one core most of the time.
+
+        Args:
+          progress: told of how many steps are compiled, of how many, and which are being so.
+          scores_only: whether only scoring is foreseen.
+        """
         started = time.perf_counter()
         drawing = [name for name in self._steps if name not in _SELDOM]
         names = ["score", "copy_pages"] if scores_only else drawing
+        under_way: dict[str, None] = {}
+
+        def compile_one(name: str) -> None:
+            with self._lock:
+                under_way[name] = None
+                progress(len(self._compiled), len(names), tuple(under_way))
+            compiled = self._compile(name)
+            with self._lock:
+                del under_way[name]
+                self._compiled[name] = compiled
+                progress(len(self._compiled), len(names), tuple(under_way))
+
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="grok1-compile") as pool:
-            futures = {pool.submit(self._compile, name): name for name in names}
-            for done, future in enumerate(as_completed(futures), 1):
-                self._compiled[futures[future]] = future.result()
-                progress(done, len(names))
+            for future in [pool.submit(compile_one, name) for name in names]:
+                future.result()
         self.seconds += time.perf_counter() - started
 
     def __getitem__(self, name: str) -> Callable[..., Any]:

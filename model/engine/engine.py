@@ -95,7 +95,7 @@ class Engine(Asking):
         options: EngineOptions | None = None,
         layout: Layout | None = None,
         devices: Sequence[jax.Device] | None = None,
-        progress: Progress = lambda phase, done, total: None,
+        progress: Progress = lambda phase, done, total, names: None,
         scores_only: bool = False,
     ) -> "Engine":
         """Loads a checkpoint onto the devices, and compiles the steps meanwhile.
@@ -106,7 +106,7 @@ class Engine(Asking):
           options: settings.
           layout: how weights lie in memory; by default the backend's.
           devices: to choose from; by default all that are present.
-          progress: told of loading (bytes) and compiling (steps).
+          progress: told of loading (bytes) and compiling (steps, and the names of those under way).
           scores_only: compile what scoring needs, and the rest only if it is asked for after all.
 
         Raises:

@@ -32,8 +32,9 @@ from model.transformer import Params
 
 _LOGGER = logging.getLogger("grok1.engine")
 
-Progress = Callable[[str, float, float], None]
-"""Told of a phase (``loading``, ``compiling``), how much of it is done, and of how much."""
+Progress = Callable[[str, float, float, Sequence[str]], None]
+"""Told of a phase (``loading``, ``compiling``), how much of it is done, of how much, and what it is
+about just now: the steps being compiled."""
 
 
 def load(
@@ -72,7 +73,7 @@ def load(
     with telling(plan, options), ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
         compiling = pool.submit(
             compiled.prepare,
-            lambda done, total: progress("compiling", done, total),
+            lambda done, total, names: progress("compiling", done, total, names),
             scores_only,
         )
         started = time.perf_counter()
@@ -128,6 +129,6 @@ def _load(checkpoint: Checkpoint, plan: Plan, mesh: Mesh, progress: Progress) ->
     def placed(size: int) -> None:
         nonlocal done
         done += size
-        progress("loading", done, checkpoint.nbytes)
+        progress("loading", done, checkpoint.nbytes, ())
 
     return load_params(checkpoint.read_parts, plan.config, mesh, plan.numerics, plan.layout, placed)

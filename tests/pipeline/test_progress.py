@@ -12,22 +12,42 @@ JOB = types.SimpleNamespace(
 )
 
 
-def reading(at: float, committed: int = 0, errored: int = 0, phases=(), **stats: int) -> Reading:
+def reading(
+    at: float,
+    committed: int = 0,
+    errored: int = 0,
+    phases=(),
+    compiling=(),
+    rows_read: int = 0,
+    **stats: float,
+) -> Reading:
     return Reading(
         at=at,
         committed=committed,
         errored=errored,
         stats=EngineStats(**stats),
         phases=dict(phases),
+        compiling=compiling,
+        rows_read=rows_read,
     )
 
 
 def test_before_the_first_token_it_tells_the_phases():
     line = Line(JOB, reading(0.0))
-    assert line.tell(reading(1.0)) == "200 of 1,000 rows (20%) · reading"
+    rows = "200 of 1,000 rows (20%)"
+    assert line.tell(reading(1.0)) == f"{rows} · reading"
+    assert line.tell(reading(2.0, rows_read=60)) == f"{rows} · 60 rows read · starting the engine"
     phases = {"loading": (2e9, 8e9, 1.0), "compiling": (1, 4, 1.0)}
-    told = line.tell(reading(5.0, phases=phases.items()))
-    assert told.endswith("loading 2.0 of 8.0 GB, 0.50 GB/s · compiling 1 of 4 steps")
+    names = ("prefill", "copy_pages")
+    told = line.tell(reading(5.0, phases=phases.items(), compiling=names, rows_read=60))
+    assert told == (
+        f"{rows} · loading 2.0 of 8.0 GB, 0.50 GB/s · compiling prefill, copy pages (1 of 4 done)"
+    )
+    done = {"loading": (8e9, 8e9, 1.0), "compiling": (4, 4, 1.0)}
+    assert line.tell(reading(6.0, phases=done.items())) == f"{rows} · starting the engine"
+    made = {"compile_seconds": 3.0, "prefilled_tokens": 512}
+    told = line.tell(reading(9.0, rows_read=60, **made))
+    assert told == f"{rows} · computing prompts, 512 tokens so far"
 
 
 def test_rates_are_those_of_the_last_seconds_and_not_of_other_runs():
@@ -81,6 +101,18 @@ def test_a_terminal_shows_one_line_and_is_left_clean(monkeypatch):
     erased, shown = "\x1b[2K", "\x1b[?25h"  # the line, and the cursor again
     assert stream.getvalue().rfind(erased) > stream.getvalue().rfind("rows (20%)")
     assert stream.getvalue().rfind(shown) > stream.getvalue().rfind("\x1b[?25l")
+
+
+def test_a_narrow_terminal_has_one_line_too(monkeypatch):
+    monkeypatch.setattr("pipeline.progress._REFRESH_SECONDS", 0.01)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = Terminal()
+    with Progress(JOB, stream):
+        while "200 of 1,000" not in stream.getvalue():
+            pass
+    assert "…" in stream.getvalue()
+    assert "(20%)" not in stream.getvalue()
 
 
 def test_elsewhere_it_is_a_line_a_minute(monkeypatch):
