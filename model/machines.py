@@ -103,8 +103,11 @@ MACHINES: dict[str, MachineProfile] = {
 }
 """By name."""
 
-WEIGHTS = {"int8": 1.0, "int4": 0.5}
-"""Bytes of an expert's weight, by kind; attention's and the embedding's are told apart below."""
+WEIGHTS = ("int8", "int4")
+"""Kinds that a machine can be asked about; what their bytes are stands in ``_BYTES``."""
+
+_BYTES = {"int8": (1.0, 1.0), "int4": (0.5, 1.0), "bf16": (2.0, 2.0)}
+"""Of a weight of an expert, and of attention, by kind."""
 
 
 def find_machine(name: str) -> MachineProfile:
@@ -121,13 +124,14 @@ def find_machine(name: str) -> MachineProfile:
 def weight_bytes(config: Grok1Config, weights: str) -> int:
     """Bytes of all weights over all devices, as a decode step reads them: scales left out.
 
-    Experts are int8 or 4-bit, attention int8, the embedding bfloat16, norms and router float32.
+    The embedding is bfloat16, norms and router float32, whatever the others' kind.
     """
     c = config
+    of_expert, of_attention = _BYTES[weights]
     experts = 3 * c.num_experts * c.emb_size * c.ffn_size
     attention = 2 * c.emb_size * c.key_size * (c.num_q_heads + c.num_kv_heads)
     small = 4 * c.emb_size * (c.num_experts + 4)
-    layer = int(experts * WEIGHTS[weights]) + attention + small
+    layer = int(experts * of_expert + attention * of_attention) + small
     return c.num_layers * layer + 2 * c.vocab_size * c.emb_size
 
 

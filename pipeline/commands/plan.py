@@ -2,8 +2,9 @@
 
 All input is read, validated and tokenized here, exactly as the run will do it. Tokens in are exact.
 Tokens out lie between two bounds; --pilot K runs K rows on this machine's devices and forecasts
-them. Hours and money follow from arithmetic limits, the share of them that is usually reached, and
-a table of prices that you can replace: --rates FILE.
+them. Hours and money follow from what each machine can do at most with the job's slots, cache and
+weights, as grok1 fit tells it, and from a table that you can replace: --rates FILE. The table holds
+prices, the share of that most which is reached, and how long a host takes to start.
 
   grok1 plan --checkpoint gs://bucket/grok-1 --input gs://bucket/prompts --max-tokens 256
   grok1 plan … --pilot 200 --json

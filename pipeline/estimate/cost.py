@@ -6,40 +6,37 @@ import math
 import tomllib
 from collections.abc import Mapping
 
+from model import machines
 from model.checkpoint import files
 from model.config import Grok1Config
-from model.machines import (
-    MACHINES,
-    MachineProfile,
-    cache_bytes_per_token,
-    decode_floor,
-    prefill_floor,
-    weight_bytes,
-)
+from model.engine.options import ACCELERATOR_SLOTS, EngineOptions
+from model.engine.shapes import cache_bytes_per_token
+from model.machines import MACHINES, MachineProfile, decode_floor, prefill_floor, weight_bytes
+from model.room import Question, room_for
 from schemas.error import SetupError
-
-_RESERVE = 2 << 30
-"""Bytes of a device left for temporaries and the runtime."""
-
-_MAX_SLOTS = 512
-_MIN_SLOTS = 16
-"""Fewer sequences at once would waste what reading the weights costs."""
 
 _RATES_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rate:
-    """A machine's price and how near to its limits it comes.
+    """A machine's price, and how near to its own limits it comes.
 
     Attributes:
       usd_per_hour: of one host.
-      reach_p50, reach_p90: share of the arithmetic floor, in the middle and in 9 of 10 cases.
+      reach_p50, reach_p90: share of the machine's arithmetic floor, which ``grok1 fit`` shows, in
+        the middle and in 9 of 10 cases.
+      load_gb_per_second: at which the host reads weights from their store.
+      compile_minutes: of a host's start, beside loading.
+      measured: whether these are measured on such a machine, and not assumed.
     """
 
     usd_per_hour: float
     reach_p50: float
     reach_p90: float
+    load_gb_per_second: float = 2.0
+    compile_minutes: float = 5.0
+    measured: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,30 +44,40 @@ class Load:
     """What a job asks of a machine.
 
     Attributes:
+      weights: what the checkpoint stores, one of ``params.WEIGHTS``.
+      engine: the engine's settings, with ``max_context`` filled in.
       prompt_tokens: to be computed, shared prefixes once.
       tokens_out_p50, tokens_out_p90: to be drawn.
+      samples: completions that they belong to.
       prompt_length, output_length: mean of a sequence, in tokens.
-      max_context: the longest sequence's room in the cache.
     """
 
+    weights: str
+    engine: EngineOptions
     prompt_tokens: int
     tokens_out_p50: float
     tokens_out_p90: float
+    samples: int
     prompt_length: float
     output_length: float
-    max_context: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """One machine's bill; hours are of one host, and more hosts share them.
+    """One machine's bill; hours are of one host, and more hosts share all but the start.
 
     Attributes:
       machine: its name.
       title: for people.
-      weights: ``int8`` or ``int4``; None if the model does not fit at all.
-      slots: sequences decoded at once.
-      hours_p50, hours_p90: of one host.
+      weights: the kind that is held; None if the model does not fit at all.
+      convert: whether the checkpoint has to be converted to that kind.
+      slots: sequences decoded at once: as many as the engine would, and as fit.
+      max_slots: most sequences of the longest kind that fit.
+      decode_floor, prefill_floor: tokens a second that the machine cannot exceed.
+      decode_rate, prefill_rate: that it reaches in the middle.
+      measured: whether what it reaches is measured, not assumed.
+      start_hours: of a host, before its first token.
+      hours_p50, hours_p90: of one host, its start included.
       device_hours_p50, device_hours_p90: times its devices.
       usd_p50, usd_p90: list price.
     """
@@ -78,7 +85,15 @@ class Cost:
     machine: str
     title: str
     weights: str | None
+    convert: bool = False
     slots: int = 0
+    max_slots: int = 0
+    decode_floor: float = math.nan
+    prefill_floor: float = math.nan
+    decode_rate: float = math.nan
+    prefill_rate: float = math.nan
+    measured: bool = False
+    start_hours: float = math.nan
     hours_p50: float = math.nan
     hours_p90: float = math.nan
     device_hours_p50: float = math.nan
@@ -102,10 +117,11 @@ def read_rates(url: str | None) -> dict[str, Rate]:
         table = tomllib.loads(data.decode())
         rates = {name: Rate(**values) for name, values in table.items()}
         sound = all(
-            isinstance(value, int | float) and value > 0
+            type(value) in (int, float) and value > 0
             for rate in rates.values()
-            for value in dataclasses.astuple(rate)
-        )
+            for name, value in vars(rate).items()
+            if name != "measured"
+        ) and all(type(rate.measured) is bool for rate in rates.values())
     except (ValueError, TypeError) as error:
         raise SetupError(
             f"{where} is no table of rates: {error}; begin with a copy of "
@@ -114,7 +130,9 @@ def read_rates(url: str | None) -> dict[str, Rate]:
     if unknown := sorted(set(rates) - set(MACHINES)):
         raise SetupError(f"{where}: no machine {unknown[0]!r}; one of {', '.join(MACHINES)}")
     if not sound:
-        raise SetupError(f"{where}: prices and shares must be positive numbers")
+        raise SetupError(
+            f"{where}: prices and shares must be positive numbers, and measured true or false"
+        )
     return rates
 
 
@@ -125,35 +143,67 @@ def all_costs(config: Grok1Config, load: Load, rates: Mapping[str, Rate]) -> lis
 
 
 def cost_on(machine: MachineProfile, rate: Rate, config: Grok1Config, load: Load) -> Cost:
-    """The bill on one machine, with the weights that fit: int8, else 4-bit experts."""
-    # Half of a completion is in the cache on average, and all of its prompt.
-    context = load.prompt_length + load.output_length / 2
-    for weights in ("int8", "int4"):
-        slots = slots_that_fit(machine, config, weights, load.max_context)
-        if slots < _MIN_SLOTS:
-            continue
-        drawn = decode_floor(machine, config, slots=slots, context=context, weights=weights)
-        filling = load.prompt_tokens / prefill_floor(machine, config)
-        middle = (filling + load.tokens_out_p50 / drawn) / rate.reach_p50 / 3600
-        late = (filling + load.tokens_out_p90 / drawn) / rate.reach_p90 / 3600
-        return Cost(
-            machine=machine.name,
-            title=machine.title,
-            weights=weights,
-            slots=slots,
-            hours_p50=middle,
-            hours_p90=late,
-            device_hours_p50=middle * machine.devices,
-            device_hours_p90=late * machine.devices,
-            usd_p50=middle * rate.usd_per_hour,
-            usd_p90=late * rate.usd_per_hour,
-        )
+    """The bill on one machine, with the weights as they are stored or, if they do not fit, int4."""
+    for weights in dict.fromkeys((load.weights, "int4")):
+        if most := room_for(_question(machine, config, weights, load.engine)).max_slots:
+            return _cost(machine, rate, config, load, weights, most)
     return Cost(machine=machine.name, title=machine.title, weights=None)
 
 
-def slots_that_fit(
-    machine: MachineProfile, config: Grok1Config, weights: str, max_context: int
-) -> int:
-    """Sequences of the longest kind that the memory holds beside the weights, at most 512."""
-    free = machine.devices * (machine.limit_bytes - _RESERVE) - weight_bytes(config, weights)
-    return max(0, min(_MAX_SLOTS, int(free / (max_context * cache_bytes_per_token(config)))))
+def _question(
+    machine: MachineProfile, config: Grok1Config, weights: str, engine: EngineOptions
+) -> Question:
+    return Question(
+        machine=machine.name,
+        config=config,
+        weights=weights,
+        numerics=engine.numerics,
+        kv_cache_dtype=engine.kv_cache_dtype,
+        context=engine.context_of(config),
+    )
+
+
+def _cost(
+    machine: MachineProfile, rate: Rate, config: Grok1Config, load: Load, weights: str, most: int
+) -> Cost:
+    slots = min(load.engine.slots or ACCELERATOR_SLOTS, most)
+    numbers = cache_bytes_per_token(config, load.engine) / machines.cache_bytes_per_token(config, 1)
+    drawing = decode_floor(
+        machine,
+        config,
+        slots=max(1, min(slots, load.samples)),
+        # Half of a completion is in the cache on average, and all of its prompt.
+        context=load.prompt_length + load.output_length / 2,
+        weights=weights,
+        cache_bytes=numbers,
+    )
+    filling = prefill_floor(machine, config)
+    loading = weight_bytes(config, weights) / 1e9 / rate.load_gb_per_second
+    start = (loading + 60 * rate.compile_minutes) / 3600
+
+    def hours(tokens_out: float, reach: float) -> float:
+        busy = load.prompt_tokens / filling + tokens_out / drawing
+        return start + busy / reach / 3600
+
+    middle = hours(load.tokens_out_p50, rate.reach_p50)
+    late = hours(load.tokens_out_p90, rate.reach_p90)
+    return Cost(
+        machine=machine.name,
+        title=machine.title,
+        weights=weights,
+        convert=weights != load.weights,
+        slots=slots,
+        max_slots=most,
+        decode_floor=drawing,
+        prefill_floor=filling,
+        decode_rate=drawing * rate.reach_p50,
+        prefill_rate=filling * rate.reach_p50,
+        measured=rate.measured,
+        start_hours=start,
+        hours_p50=middle,
+        hours_p90=late,
+        device_hours_p50=middle * machine.devices,
+        device_hours_p90=late * machine.devices,
+        usd_p50=middle * rate.usd_per_hour,
+        usd_p90=late * rate.usd_per_hour,
+    )

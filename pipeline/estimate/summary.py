@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.panel import Panel
@@ -19,6 +20,7 @@ from pipeline.plan import Chunk
 from pipeline.prepare import Job
 
 _BARS = 8
+_JSON_BARS = 64
 _BAR_WIDTH = 36
 
 
@@ -59,23 +61,27 @@ class Estimate:
         most = census.tokens_out_most
         middle, late = (most, most)
         if pilot is not None:
-            middle, late = (round(share * most) for share in pilot.share[1:])
+            # A share of few rows may promise less, or more, than all rows' own parameters allow.
+            bounds = (census.tokens_out_least, most)
+            middle, late = (round(np.clip(share * most, *bounds)) for share in pilot.share[1:])
+        checkpoint = open_checkpoint(job.options.checkpoint)
         load = Load(
+            weights=checkpoint.weights,
+            engine=job.engine,
             prompt_tokens=census.tokens_in - census.shared_tokens,
             tokens_out_p50=middle,
             tokens_out_p90=late,
             prompt_length=census.tokens_in / max(1, census.good),
+            samples=census.samples,
             output_length=middle / max(1, census.samples),
-            max_context=job.max_context,
         )
-        config = open_checkpoint(job.options.checkpoint).config
         return cls(
             job=job,
             census=census,
             chunks=len(chunks),
             pilot=pilot,
             tokens_out=(census.tokens_out_least, middle, late, most),
-            costs=all_costs(config, load, rates) if census.good else [],
+            costs=all_costs(checkpoint.config, load, rates) if census.good else [],
             seconds=seconds,
         )
 
@@ -97,6 +103,10 @@ class Estimate:
             "prompt_tokens": c.tokens_in,
             "shared_prompt_tokens": c.shared_tokens,
             "prompt_length": _percentiles(c.prompt_tokens),
+            "prompt_length_histogram": [
+                {"from": first, "to": last, "rows": rows}
+                for first, last, rows in histogram(c.prompt_tokens, _JSON_BARS)
+            ],
             "samples": c.samples,
             "completion_tokens": {
                 "least": least,
@@ -130,13 +140,9 @@ def print_estimate(found: Estimate) -> None:
         for path, row, text in some[:1]:
             console.print(Text(f"{code}: row {row:,} of {path}: {text}", "red"))
     if found.costs:
-        console.print(_bill(found))
-        note = "p50 and p90 are forecasts from the pilot."
-        if found.pilot is None:
-            note = "Without --pilot K every completion counts with its max_tokens: an upper bound."
-        console.print(
-            Text(f"One host of each kind, list prices; more hosts share the hours. {note}", "dim")
-        )
+        console.print(_bill(found.costs))
+        for note in _notes(found):
+            console.print(Text(note, "dim"))
 
 
 def _facts(found: Estimate) -> list[tuple[str, str | Text]]:
@@ -178,31 +184,38 @@ def _facts(found: Estimate) -> list[tuple[str, str | Text]]:
     return facts
 
 
+def histogram(lengths: Mapping[int, int], bars: int) -> list[tuple[int, int, int]]:
+    """Lengths from, to, and the rows that have them, in at most so many equal steps."""
+    if not lengths:
+        return []
+    step = -(-(max(lengths) + 1) // bars)
+    rows = [0] * (max(lengths) // step + 1)
+    for length, count in lengths.items():
+        rows[length // step] += count
+    return [(i * step, (i + 1) * step - 1, count) for i, count in enumerate(rows)]
+
+
 def _histogram(lengths: Mapping[int, int]) -> Table:
-    p = _percentiles(lengths)
-    longest = max(lengths)
-    step = max(1, -(-(longest + 1) // _BARS))
-    bars = [0] * (longest // step + 1)
-    for length, rows in lengths.items():
-        bars[length // step] += rows
+    p, bars = _percentiles(lengths), histogram(lengths, _BARS)
     title = f"prompt tokens: {p['p50']:,} at the median, {p['p90']:,} at p90, {p['max']:,} at most"
     table = Table(title=title, title_justify="left", title_style="dim", box=None, show_header=False)
-    for i, rows in enumerate(bars):
-        bar = "█" * math.ceil(_BAR_WIDTH * rows / max(bars))
-        table.add_row(f"{i * step:,}–{(i + 1) * step - 1:,}", Text(bar, "cyan"), f"{rows:,}")
+    most = max(rows for _, _, rows in bars)
+    for first, last, rows in bars:
+        bar = "█" * math.ceil(_BAR_WIDTH * rows / most)
+        table.add_row(f"{first:,}–{last:,}", Text(bar, "cyan"), f"{rows:,}")
     table.columns[0].justify = table.columns[2].justify = "right"
     return table
 
 
-def _bill(found: Estimate) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("machine")
+def _bill(costs: Sequence[Cost]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("machine", no_wrap=True)
     table.add_column("weights")
-    for name in ("slots", "hours", "device-hours", "US$"):
+    for name in ("slots", "prompt\ntokens/s", "tokens\nout/s", "hours", "device-\nhours", "US$"):
         table.add_column(name, justify="right")
-    for cost in found.costs:
+    for cost in costs:
         if cost.weights is None:
-            table.add_row(cost.machine, Text("does not fit", "dim"), "", "", "", "")
+            table.add_row(cost.machine, Text("none fit", "dim"), *[""] * 6)
             continue
         pairs = [
             (cost.hours_p50, cost.hours_p90),
@@ -211,11 +224,31 @@ def _bill(found: Estimate) -> Table:
         ]
         table.add_row(
             cost.machine,
-            cost.weights,
+            cost.weights + ("*" if cost.convert else ""),
             f"{cost.slots:,}",
+            _short(cost.prefill_rate),
+            _short(cost.decode_rate),
             *(_range(*pair) for pair in pairs),
         )
     return table
+
+
+def _notes(found: Estimate) -> list[str]:
+    """What the bill rests on."""
+    priced = [cost for cost in found.costs if cost.weights is not None]
+    notes = ["One host of each kind, its start included; more share all but that. List prices."]
+    if found.pilot is None:
+        notes.append("Without --pilot K every completion counts with its max_tokens: the most.")
+    else:
+        notes.append("p50 and p90 are forecasts from the pilot.")
+    if assumed := [cost.machine for cost in priced if not cost.measured]:
+        notes.append(
+            f"Rates at p50 are a share of each machine's own floor (grok1 fit). Share, loading and "
+            f"compiling are assumed, not measured, for {', '.join(assumed)}: --rates FILE."
+        )
+    if any(cost.convert for cost in priced):
+        notes.append("* grok1 convert --weights int4 first: as stored the weights do not fit.")
+    return notes
 
 
 def _percentiles(lengths: Mapping[int, int]) -> dict[str, int]:
@@ -231,10 +264,12 @@ def _percentiles(lengths: Mapping[int, int]) -> dict[str, int]:
 
 
 def _range(low: float, high: float) -> str:
-    return _short(low) if _short(low) == _short(high) else f"{_short(low)} – {_short(high)}"
+    return _short(low) if _short(low) == _short(high) else f"{_short(low)}–{_short(high)}"
 
 
 def _short(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:,.4g} M"
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:,.3g}" if value >= 0.01 else "< 0.01"

@@ -1,6 +1,7 @@
 """The plan of a job: counted by hand, forecast from a trial, and priced."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -13,11 +14,18 @@ from hypothesis import strategies as st
 from model.checkpoint.synth import synthesize
 from model.checkpoint.synth_tokenizer import synthesize_tokenizer
 from model.config import GROK_1, PRESETS
+from model.engine.options import ACCELERATOR_SLOTS, EngineOptions
+from model.fit import Fit
 from model.machines import MACHINES
+from model.room import Question, room_for
 from model.tokenizer import Tokenizer
 from pipeline.cli import OK, ROW_ERRORS, SETUP, main
-from pipeline.estimate.cost import Load, Rate, all_costs, cost_on, read_rates, slots_that_fit
-from pipeline.estimate.forecast import share_of_most
+from pipeline.estimate.census import Census
+from pipeline.estimate.cost import Load, Rate, all_costs, cost_on, read_rates
+from pipeline.estimate.forecast import Pilot, share_of_most
+from pipeline.estimate.summary import Estimate
+from pipeline.options import GenerateOptions
+from pipeline.prepare import check_job
 from schemas.error import SetupError
 
 
@@ -52,6 +60,10 @@ def test_every_row_is_counted_as_a_run_will_see_it(world, capsys):
     assert (example["file"], example["row"]) == ("in.parquet", 6)
     assert found["prompt_tokens"] == sum(map(len, good))
     assert found["prompt_length"]["max"] == max(map(len, good))
+    bars = found["prompt_length_histogram"]
+    assert [bar["rows"] for bar in bars if bar["rows"]] == [2, 4]
+    assert all(before["to"] + 1 == after["from"] for before, after in itertools.pairwise(bars))
+    assert sum(bar["from"] <= len(ids) <= bar["to"] for bar in bars for ids in good) == 6
     assert found["duplicates"] == 1
     # Whole blocks of 128 tokens that the second to fourth prompt share with the first.
     common = len(tokenizer.encode("import os\n" * 35)) // 128 * 128
@@ -79,6 +91,18 @@ def test_a_pilot_forecasts_between_the_bounds(world, capsys):
     assert tokens["least"] <= tokens["p50"] <= tokens["p90"] <= tokens["most"]
 
 
+def test_a_forecast_stays_within_what_the_rows_allow(world):
+    folder, _, _ = world
+    options = GenerateOptions(
+        checkpoint=str(folder / "checkpoint"), input=str(folder / "in.parquet"), output="."
+    )
+    job, _, chunks = check_job(options)
+    census = Census(rows=2, samples=2, tokens_out_least=50, tokens_out_most=100)
+    pilot = Pilot(rows=1, tokens_out=1, share=(0.1, 0.2, 2.0), seconds=1.0, tokens_per_second=1.0)
+    found = Estimate.of(job, chunks, census, pilot, read_rates(None), 1.0)
+    assert found.tokens_out == (50, 50, 100, 100)
+
+
 def test_a_wrong_set_up_is_one_sentence(world, capsys):
     folder, _, _ = world
     assert main(["plan", "--checkpoint", str(folder / "checkpoint"), "--input", "nowhere"]) == SETUP
@@ -95,12 +119,14 @@ def test_shares_are_ordered_and_within_what_was_seen(rows):
 
 
 LOAD = Load(
+    weights="int8",
+    engine=EngineOptions(max_context=2048),
     prompt_tokens=1_000_000_000,
     tokens_out_p50=200_000_000.0,
     tokens_out_p90=250_000_000.0,
+    samples=1_000_000,
     prompt_length=1000,
     output_length=200,
-    max_context=2048,
 )
 
 
@@ -119,25 +145,75 @@ def test_grok_1_is_priced_on_machines_that_hold_it():
     assert ordered == sorted(ordered)
 
 
-def test_twice_the_tokens_cost_twice_as_much():
-    rate = Rate(usd_per_hour=10.0, reach_p50=0.5, reach_p90=0.5)
-    twice = dataclasses.replace(
-        LOAD,
-        prompt_tokens=2 * LOAD.prompt_tokens,
-        tokens_out_p50=2 * LOAD.tokens_out_p50,
-        tokens_out_p90=2 * LOAD.tokens_out_p90,
-    )
-    one, two = (cost_on(MACHINES["h100x8"], rate, GROK_1, load) for load in (LOAD, twice))
-    assert two.usd_p50 == pytest.approx(2 * one.usd_p50)
+RATE = Rate(usd_per_hour=10.0, reach_p50=0.5, reach_p90=0.5)
+
+
+def cost(machine: str = "h100x8", rate: Rate = RATE, engine: EngineOptions | None = None, **load):
+    if engine is not None:
+        load["engine"] = engine
+    return cost_on(MACHINES[machine], rate, GROK_1, dataclasses.replace(LOAD, **load))
+
+
+def test_twice_the_tokens_cost_twice_as_much_but_for_the_start():
+    twice = {
+        name: 2 * getattr(LOAD, name)
+        for name in ("prompt_tokens", "tokens_out_p50", "tokens_out_p90")
+    }
+    one, two = cost(), cost(**twice)
+    assert two.hours_p50 - two.start_hours == pytest.approx(2 * (one.hours_p50 - one.start_hours))
+    assert one.start_hours == two.start_hours > 0
     assert one.usd_p50 == pytest.approx(10 * one.hours_p50)
 
 
-def test_longer_contexts_leave_fewer_slots():
-    machine = MACHINES["h100x8"]
-    fit = [slots_that_fit(machine, GROK_1, "int8", context) for context in (1024, 4096, 8192)]
-    assert fit == sorted(fit, reverse=True)
-    assert fit[0] == 512
-    assert 64 < fit[2] < 256
+def test_the_start_is_loading_and_compiling():
+    rate = dataclasses.replace(RATE, load_gb_per_second=4.0, compile_minutes=6.0)
+    # 315.7 B parameters, one byte each, and the embedding's two.
+    assert cost(rate=rate).start_hours == pytest.approx(317 / 4 / 3600 + 0.1, rel=0.01)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("machine", ["h100x8", "v5p-4"])
+def test_slots_and_floors_are_those_that_fit_tells(machine, kv_cache_dtype):
+    engine = EngineOptions(max_context=8192, kv_cache_dtype=kv_cache_dtype)
+    question = Question(
+        machine=machine, config=GROK_1, context=8192, kv_cache_dtype=kv_cache_dtype, slots=32
+    )
+    plain = cost(machine, engine=engine)
+    assert plain.max_slots == room_for(question).max_slots
+    assert plain.slots == min(ACCELERATOR_SLOTS, plain.max_slots)
+    asked = dataclasses.replace(engine, slots=32)
+    # Fit's sequences are full; a mean one of so many tokens reads as much.
+    found = cost(machine, engine=asked, prompt_length=8192, output_length=0)
+    step = {"refused": False, "peak_bytes": 0, "seconds": 1.0}
+    told = Fit(
+        question=question,
+        weights_bytes=0,
+        cache_bytes=0,
+        slots_bytes=0,
+        steps={"prefill": step, "decode": step},
+    ).to_dict()
+    assert round(found.decode_floor) == told["decode_floor_tokens_per_second"]
+    assert round(found.prefill_floor) == told["prefill_floor_tokens_per_second"]
+    assert found.decode_rate == found.decode_floor * RATE.reach_p50
+
+
+def test_a_store_is_priced_as_what_it_holds():
+    stored, wider = cost("v6e-8", weights="int4"), cost("v6e-8", weights="int8")
+    assert (stored.weights, stored.convert) == ("int4", False)
+    assert (wider.weights, wider.convert) == ("int4", True)
+    assert cost(weights="int4").decode_floor > cost(weights="int8").decode_floor
+    assert cost("h200x8", weights="bf16").weights == "bf16"
+    assert cost("h200x8", weights="bf16").decode_floor < cost("h200x8").decode_floor
+
+
+def test_few_completions_cannot_fill_the_slots():
+    assert cost(samples=8).decode_floor < cost().decode_floor
+
+
+def test_each_machine_has_rates_of_its_own():
+    costs = [c for c in all_costs(GROK_1, LOAD, read_rates(None)) if c.weights]
+    assert len({c.decode_rate for c in costs}) == len(costs)
+    assert not any(c.measured for c in costs)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +222,7 @@ def test_longer_contexts_leave_fewer_slots():
         ("[h100x8]\nusd_per_hour = 1", "no table of rates"),
         ("[h100]\nusd_per_hour = 1\nreach_p50 = 1\nreach_p90 = 1", "no machine 'h100'"),
         ("[h100x8]\nusd_per_hour = -1\nreach_p50 = 1\nreach_p90 = 1", "positive"),
+        ("[h100x8]\nusd_per_hour = 1\nreach_p50 = 1\nreach_p90 = 1\nmeasured = 1", "true or false"),
         ("[h100x8", "no table of rates"),
     ],
 )
