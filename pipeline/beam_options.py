@@ -98,7 +98,7 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
             return
     parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in _subclasses(PipelineOptions):
-        options._add_argparse_args(parser)
+        options._add_argparse_args(parser)  # type: ignore[arg-type]  # argparse's is enough
     _, unknown = parser.parse_known_args(list(arguments))
     if unknown:
         name = unknown[0].partition("=")[0]

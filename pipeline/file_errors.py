@@ -54,7 +54,7 @@ def collect(
                 "size": file.size,
                 "rows": file.rows,
                 "rows_errored": codes.total(),
-                "error_code": str(file.fault.code if file.fault else max(codes, key=codes.get)),
+                "error_code": str(file.fault.code if file.fault else codes.most_common(1)[0][0]),
                 "error_message": file.fault.sentence() if file.fault else message,
             }
         )

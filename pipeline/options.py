@@ -164,9 +164,9 @@ class JobOptions:
         ):
             if value not in allowed:
                 raise SetupError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name, value in (("--chunk-rows", self.chunk_rows), ("--limit", self.limit)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise SetupError(f"{name} must be a positive integer, got {value!r}")
+        for name, count in (("--chunk-rows", self.chunk_rows), ("--limit", self.limit)):
+            if count is not None and (type(count) is not int or count < 1):
+                raise SetupError(f"{name} must be a positive integer, got {count!r}")
         for name, other in (("--overwrite", self.overwrite), ("--limit", self.limit)):
             if self.extend and other:
                 raise SetupError(f"--extend and {name} contradict each other; leave one out")

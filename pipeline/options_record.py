@@ -23,7 +23,8 @@ def to_record(options: JobOptions) -> dict[str, Any]:
     plain = {name: values[name] and files.absolute(values[name]) for name in _PATHS}
     plain["input"] = [files.absolute(path) for path in options.input]
     prompting = dataclasses.asdict(options.prompting)
-    plain["few_shot"] = prompting.pop("few_shot") and files.absolute(options.prompting.few_shot)
+    few_shot = prompting.pop("few_shot")
+    plain["few_shot"] = few_shot and files.absolute(few_shot)
     shown = {name: value and _shown(value) for name, value in plain.items()}
     values |= {**shown, "prompting": prompting}
     values["engine"] = dataclasses.asdict(options.engine)

@@ -37,7 +37,7 @@ class Job:
       run_id: names the run that owns the output folder; empty before one does.
       bases: the folders that input files lie below.
       input_schema: the schema that all files' rows are read into.
-      roles: what its columns are for.
+      roles: what its columns are for: the task's own ``Roles``.
       recipe: how prompts are built, or None where they are taken as they are.
       output: the schema of the parts.
       tokenizer: the SentencePiece model, or None where no row needs one.
@@ -61,7 +61,7 @@ class Job:
     run_id: str
     bases: tuple[str, ...]
     input_schema: pa.Schema
-    roles: Roles
+    roles: Any
     recipe: Recipe | None
     output: OutputSchema
     tokenizer: str | None

@@ -199,6 +199,7 @@ class Progress:
 
         def line() -> Text:
             frame = spinner.render(time.monotonic())
+            assert isinstance(frame, Text)  # a spinner without a text of its own
             # One line, however narrow the terminal.
             return Text.assemble(frame, " ", told, overflow="ellipsis", no_wrap=True)
 

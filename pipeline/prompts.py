@@ -9,6 +9,7 @@ from model.engine.request import NOT_HEALED, Request
 from model.tokenizer import Tokenizer
 from pipeline.building import builder
 from pipeline.elements import PromptChunk
+from pipeline.options import GenerateOptions
 from pipeline.plan import Chunk
 from pipeline.row_uids import row_uids
 from schemas.error import ErrorCode, RowError
@@ -23,9 +24,11 @@ def prepare_chunk(
     job: "Job", chunk: Chunk, rows: pa.Table, tokenizer: Tokenizer | None
 ) -> PromptChunk:
     """Validates and tokenizes a chunk's rows; what cannot be asked becomes an error here."""
+    options = job.options
+    assert isinstance(options, GenerateOptions)
     uids = row_uids(job, chunk, rows)
     asked, faults = (rows, {}) if job.recipe is None else builder(job.recipe).build(rows, uids)
-    good, errors = validate(asked, job.roles, job.options.sampling)
+    good, errors = validate(asked, job.roles, options.sampling)
     errors |= faults
     sources, requests, echoes, lengths, cut = [], [], [], {}, 0
     for row, ids in zip(good, _token_ids(good, job, tokenizer), strict=True):
@@ -36,12 +39,12 @@ def prepare_chunk(
             errors[row.index] = fitted
             continue
         cut += len(fitted) < len(ids)
-        address = f"{job.options.run_seed}/{uids[row.index]}"
+        address = f"{options.run_seed}/{uids[row.index]}"
         sources.append(row.index)
-        if job.options.echo:
+        if options.echo:
             echoes.append(_echo(row, fitted, len(fitted) < len(ids), tokenizer))
-        ends = len(fitted) == len(ids) or job.options.over_length != "truncate_right"
-        heals = job.options.token_healing and ends
+        ends = len(fitted) == len(ids) or options.over_length != "truncate_right"
+        heals = options.token_healing and ends
         requests.append(_request(row, tuple(fitted), address, tokenizer if heals else None))
     return PromptChunk(
         chunk=chunk,
@@ -53,7 +56,7 @@ def prepare_chunk(
         prompt_tokens={row: count for row, count in lengths.items() if row in errors},
         cut=cut,
         echoes=tuple(echoes),
-        dedupe=job.options.dedupe,
+        dedupe=options.dedupe,
     )
 
 

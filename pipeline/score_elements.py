@@ -109,7 +109,7 @@ class ScoreChunk(Questions):
         known: dict[Ids, int] = {}
         for request, shared in zip(requests, engine.shared(requests), strict=True):
             known.setdefault(request.context_token_ids, shared)
-        cached = []
+        cached: list[list[int]] = []
         for pieces in self.asked:
             cached.append([])
             for context, _ in pieces.pairs:

@@ -1,13 +1,14 @@
 """Rows on their way to be scored: validated, tokenized, cut to the context or into windows."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
 from model import evaluation
 from model.tokenizer import Tokenizer
 from pipeline.building import builder
+from pipeline.options import ScoreOptions
 from pipeline.plan import Chunk
 from pipeline.row_uids import row_uids
 from pipeline.score_elements import Pieces, ScoreChunk
@@ -24,6 +25,8 @@ def prepare_chunk(
     job: "Job", chunk: Chunk, rows: pa.Table, tokenizer: Tokenizer | None
 ) -> ScoreChunk:
     """Validates and tokenizes a chunk's rows; what cannot be scored becomes an error here."""
+    options = job.options
+    assert isinstance(options, ScoreOptions)
     uids = row_uids(job, chunk, rows)
     known, faults = (rows, {}) if job.recipe is None else builder(job.recipe).build(rows, uids)
     good, errors = validate(known, job.roles)
@@ -32,7 +35,7 @@ def prepare_chunk(
     errors |= faults
     sources, asked = [], []
     for row, pairs in zip(good, _encoded(good, job, tokenizer), strict=True):
-        pieces = _fault(row, pairs, job) or _pieces(row, pairs, job)
+        pieces = _fault(row, pairs, job) or _pieces(row, pairs, job, options.stride)
         if isinstance(pieces, RowError):
             errors[row.index] = pieces
             continue
@@ -45,8 +48,8 @@ def prepare_chunk(
         sources=tuple(sources),
         errors=errors,
         asked=tuple(asked),
-        logprobs=job.options.logprobs,
-        dedupe=job.options.dedupe,
+        logprobs=options.logprobs,
+        dedupe=options.dedupe,
     )
 
 
@@ -56,7 +59,7 @@ def _encoded(
     """Context and continuation, as token ids, of all continuations of each row."""
     bos = job.options.bos == "always"
     texts = [
-        (row.context or "", continuation)
+        (cast(str, row.context or ""), continuation)  # both are text, or neither
         for row in good
         for continuation in row.continuations
         if isinstance(continuation, str)
@@ -69,18 +72,20 @@ def _encoded(
         yield [
             next(encoded)
             if isinstance(continuation, str)
-            else (row.context or [job.prefix_token], continuation)
+            else (cast(Ids, row.context or [job.prefix_token]), continuation)
             for continuation in row.continuations
         ]
 
 
-def _pieces(row: ScoreRow, pairs: Sequence[tuple[Ids, Ids]], job: "Job") -> Pieces | RowError:
+def _pieces(
+    row: ScoreRow, pairs: Sequence[tuple[Ids, Ids]], job: "Job", stride: int | None
+) -> Pieces | RowError:
     """What the engine is to score for a row, none of it longer than the context."""
     sizes = tuple(len(c.encode()) if isinstance(c, str) else None for c in row.continuations)
     most = job.max_context
     if row.is_document:
         [(_, ids)] = pairs
-        cut = evaluation.windows(ids, job.prefix_token, most, job.options.stride or most)
+        cut = evaluation.windows(ids, job.prefix_token, most, stride or most)
         return Pieces(pairs=_frozen(cut), is_document=True, text_bytes=sizes)
     fitted = []
     for context, continuation in pairs:

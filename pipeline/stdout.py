@@ -38,7 +38,7 @@ class _Outlives:
 def outliving_its_reader() -> Iterator[None]:
     """Meanwhile ``sys.stdout`` is such a stream."""
     stream = sys.stdout
-    sys.stdout = outliving = _Outlives(stream)  # type: ignore[assignment]
+    sys.stdout = outliving = _Outlives(stream)
     try:
         yield
     finally:

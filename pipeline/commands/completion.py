@@ -39,9 +39,9 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     parser = make_parser()
     for action in _actions(parser):
         if action.metavar in _FILES:
-            action.complete = shtab.FILE
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar in _FOLDERS:
-            action.complete = shtab.DIRECTORY
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     print(shtab.complete(parser, given.shell))
     return OK
 

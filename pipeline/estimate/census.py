@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def take_census(
     count = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(count, context) as pool:
         waiting = iter(spans(chunks))
-        running = set()
+        running: set[Future[Census]] = set()
         while True:
             while len(running) < _IN_FLIGHT * count and (span := next(waiting, None)) is not None:
                 running.add(pool.submit(count_span, job, span, pilot))
@@ -137,6 +137,7 @@ def count_span(job: Job, span: Span, pilot: int) -> Census:
     """One span's counts."""
     total = Census()
     for chunk in read_chunks(job, span.chunks):
+        assert isinstance(chunk, PromptChunk)  # nobody plans to score
         total.merge(count_chunk(job, chunk, pilot), pilot)
     return total
 

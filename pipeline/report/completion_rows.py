@@ -51,16 +51,13 @@ class CompletionStatistics:
     def add(self, batch: pa.RecordBatch, prefix: str) -> None:
         """Counts a batch's succeeded rows in."""
 
-        def column(name: str) -> pa.Array | None:
-            return good.column(prefix + name) if prefix + name in good.schema.names else None
+        def column(name: str) -> pa.Array:
+            return good.column(prefix + name)
 
         good = good_rows(batch, prefix)
         self.completions += good.num_rows
-        prompt, length = column("prompt_tokens"), column("completion_tokens")
-        if prompt is not None:
-            self.prompt_tokens.update(counted(prompt))
-        if length is None:
-            return
+        length = column("completion_tokens")
+        self.prompt_tokens.update(counted(column("prompt_tokens")))
         self.completion_tokens.update(counted(length))
         tokens = np.maximum(length.fill_null(0).to_numpy(zero_copy_only=False), 1)
         total = column("cumulative_logprob").fill_null(0).to_numpy(zero_copy_only=False)
