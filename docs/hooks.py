@@ -26,15 +26,20 @@ def commands() -> str:
 
 
 def errors() -> str:
-    """A row a code: what it means, where it comes from, what the user can do."""
-    rows = []
+    """A section a code: what it means, where it comes from, what the user can do."""
+    sections = []
     for code in ErrorCode:
         told = EXPLANATIONS[code]
-        of = "a file" if code in INPUT_ERRORS else "a row"
-        rows.append(f"| `{code}` | {of} | {told.meaning} | {told.cause} | {told.remedy} |")
-    return "\n".join(
-        ["| code | of | what it means | usual cause | what to do |", "|---|---|---|---|---|", *rows]
-    )
+        of = " (of a file)" if code in INPUT_ERRORS else ""
+        sections.append(
+            f"### `{code}`{of}\n\n{_sentence(told.meaning)}\n\n"
+            f"- **Usual cause:** {told.cause}.\n- **What to do:** {told.remedy}."
+        )
+    return "\n\n".join(sections)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def sampling() -> str:
