@@ -1,6 +1,7 @@
 """Sending a job to Dataflow."""
 
 from collections.abc import Callable
+from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -23,7 +24,7 @@ def submit(
       The job as Dataflow knows it, and what waits for its end and returns its counters; None where
       the arguments only made a template or tried the submission.
     """
-    result = wire(job, PipelineOptions(submission.arguments)).run()
+    result: Any = wire(job, PipelineOptions(submission.arguments)).run()
     if result is None or not getattr(result, "_job", None):
         return None
     sent = Submitted(
