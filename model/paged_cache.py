@@ -102,6 +102,13 @@ class PagedCache:
         )
 
 
+def find_places(pages: jax.Array, positions: jax.Array, block_size: int) -> Place:
+    """Where T rows write: their pages in order [T, P] and positions [T], negative for page 0."""
+    block = jnp.maximum(positions, 0) // block_size
+    page = jnp.take_along_axis(pages, block[:, None], axis=1)[:, 0]
+    return Place(jnp.where(positions < 0, 0, page), jnp.maximum(positions, 0) % block_size)
+
+
 def quantize_vectors(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x [..., N] as int8 and its factors [...] float32: the largest of a vector becomes 127."""
     x = x.astype(jnp.float32)

@@ -8,7 +8,7 @@ from model.engine.score import Asks
 from model.engine.sequence import Segment, Sequence
 from model.engine.shapes import Shapes
 from model.engine.state import STOP_IDS, SlotState, set_knobs
-from model.engine.tables import TableRows, empty_rows
+from model.engine.tables import FILL_ROWS, TableRows, empty_rows
 from model.paged_cache import Place
 from model.transformer import TokenRows
 
@@ -107,6 +107,16 @@ def table_rows(sequences: list[Sequence], rows: TableRows) -> None:
             start, end = end, end + len(word)
             tables.words[row, start:end] = word
             tables.first[row, start] = tables.last[row, end - 1] = True
+
+
+def histories(sequences: list[Sequence], shapes: Shapes) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments of ``fill_histories`` for new sequences, of which it takes so many at once."""
+    slots = np.full(FILL_ROWS, shapes.slots, np.int32)
+    prompts = np.zeros((FILL_ROWS, shapes.history_tokens), np.int32)
+    for row, sequence in enumerate(sequences):
+        ids = sequence.request.prompt_token_ids
+        slots[row], prompts[row, : len(ids)] = sequence.slot, ids
+    return slots, prompts
 
 
 def fill_slot(values: SlotState, sequence: Sequence, rules: Rules) -> None:

@@ -14,6 +14,7 @@ from model.checkpoint.source import Checkpoint, open_checkpoint
 from model.config import Grok1Config
 from model.engine.compile_cache import NONE, CompileCache
 from model.engine.compiled import CompiledSteps
+from model.engine.drafts import Histories, empty_histories
 from model.engine.memory import telling
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
@@ -96,23 +97,27 @@ def open_cache(options: EngineOptions, mesh: Mesh, tuning: Tuning | None) -> Com
     return None
 
 
-def allocate(plan: Plan) -> tuple[PagedCache, SlotState, Tables]:
+def allocate(plan: Plan) -> tuple[PagedCache, SlotState, Tables, Histories]:
     """What an engine's steps hand on to each other, empty, on the devices."""
     cache = jax.tree.map(
         lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), abstract_cache(plan)
     )
     if plan.layout.packed:
         large_pages.collapse(cache)
-    state = jax.device_put(
-        empty_slots(plan.shapes.slots, plan.shapes.sequence_pages),
+    shapes = plan.shapes
+    state, histories = jax.device_put(
+        (
+            empty_slots(shapes.slots, shapes.sequence_pages),
+            empty_histories(shapes.slots, shapes.history_tokens),
+        ),
         NamedSharding(plan.mesh, PartitionSpec()),
     )
     tables = jax.tree.map(
         lambda a, x: jax.device_put(x, a.sharding),
         abstract_tables(plan),
-        empty_tables(plan.shapes.slots, plan.config.vocab_size),
+        empty_tables(shapes.slots, plan.config.vocab_size),
     )
-    return cache, state, tables
+    return cache, state, tables, histories
 
 
 def _load_tokenizer(url: str | None, config: Grok1Config) -> Tokenizer | None:

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 
-from model.engine.batch import ask, fill_slot, no_rows, pack, table_rows
+from model.engine.batch import ask, fill_slot, histories, no_rows, pack, table_rows
 from model.engine.beams import Beams
 from model.engine.cache import PagePool
 from model.engine.masks import Masker, NextMask
@@ -177,6 +177,12 @@ class Loop:
             rows = no_rows(self._shapes, self._vocabulary)
             table_rows(steered[start : start + FILL_ROWS], rows)
             self._runner.fill_tables(rows)
+        drafted = [
+            s for a in admissions if self._shapes.drafts and (s := a.sequence) in self._samples
+        ]
+        for start in range(0, len(drafted), FILL_ROWS):
+            some = drafted[start : start + FILL_ROWS]
+            self._runner.fill_histories(*histories(some, self._shapes))
 
     def _decode(self) -> None:
         """Several steps, with nothing of the host between them."""
@@ -195,7 +201,7 @@ class Loop:
         self._collect_all()
 
         def running() -> bool:
-            return not ran.pending.slots.is_ready()
+            return not ran.pending.rows.slots.is_ready()
 
         for made in self._masker.wait(running, ran.since, len(self._sequences)):
             self._take(made)
@@ -247,11 +253,7 @@ class Loop:
         slots = np.asarray(results.rounds.slots)
         draws: Draws = jax.tree.map(np.asarray, results.rounds.draws)
         used = slots < self._shapes.slots
-        self.counters.decode_rows += slots.size
-        self.counters.decode_rows_used += int(used.sum())
-        if results.waiting:
-            self.counters.decode_rows_waiting += int((~used).sum())
-            self.counters.decode_rows_wanted += slots.size
+        self.counters.add(results, used)
         touched: dict[Sample, None] = {}
         drew: list[Sample] = []
         # Python's own numbers, all at once: one by one they take longer than all else here.

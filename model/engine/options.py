@@ -27,6 +27,9 @@ half the bytes for a little error."""
 ACCELERATOR_SLOTS = 256
 """Sequences that a TPU or GPU host decodes at once, unless told otherwise."""
 
+DRAFTS = 4
+"""Most tokens of a sequence that are drafted for a step, unless told otherwise."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
@@ -44,6 +47,8 @@ class EngineOptions:
       kernels: one of ``KERNELS``.
       prefill_rows: prompt tokens of one prefill step.
       steps_per_round: decode steps on the device between two looks of the host.
+      draft_tokens: most tokens of a sequence that are looked up in what it holds and run beside its
+        last, in rows that would idle; 0 for none. Results are the same with any.
       row_deadline: seconds from a sample's admission after which its row is an error; None for
         never.
       compile_cache: folder where compiled steps are kept for the next start, or ``none``; None is
@@ -62,6 +67,7 @@ class EngineOptions:
     kernels: str = "auto"
     prefill_rows: int | None = None
     steps_per_round: int | None = None
+    draft_tokens: int | None = None
     row_deadline: float | None = None
     tuning: str | None = dataclasses.field(default=None, compare=False)
     compile_cache: str | None = dataclasses.field(default=None, compare=False)
@@ -89,6 +95,9 @@ class EngineOptions:
             if value is not None and (type(value) is not int or value < 1):
                 flag = name.replace("_", "-")
                 raise SetupError(f"--{flag} must be a positive integer, got {value!r}")
+        drafts = self.draft_tokens
+        if drafts is not None and (type(drafts) is not int or drafts < 0):
+            raise SetupError(f"--draft-tokens must be 0 or more, got {drafts!r}")
         if self.row_deadline is not None and not self.row_deadline > 0:
             raise SetupError(f"--row-deadline must be above 0 seconds, got {self.row_deadline!r}")
         if self.devices not in (None, 1, 2, 4, 8):
@@ -122,9 +131,11 @@ class EngineStats:
       scored_tokens: continuation tokens scored, prompts' own aside.
       completion_tokens: tokens drawn and kept.
       decode_rows: rows of all decode steps, used or not.
-      decode_rows_used: those that held a live sequence.
+      decode_rows_used: those that drew a token.
       decode_rows_waiting: rows left empty while a request waited for a slot.
       decode_rows_wanted: rows of the steps during which one did.
+      drafted_tokens: tokens that were run before they were known to come.
+      accepted_tokens: those of them that came.
     """
 
     load_seconds: float = 0.0
@@ -139,10 +150,12 @@ class EngineStats:
     decode_rows_used: int = 0
     decode_rows_waiting: int = 0
     decode_rows_wanted: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def slot_occupancy(self) -> float:
-        """Share of decode rows that held a live sequence; 0 before the first step."""
+        """Share of decode rows that drew a token; 0 before the first step."""
         return self.decode_rows_used / self.decode_rows if self.decode_rows else 0.0
 
     @property

@@ -14,9 +14,11 @@ from model.attention import Queries
 from model.config import Grok1Config
 from model.engine import step
 from model.engine.batch import empty_prompts, no_asks, no_rows
+from model.engine.drafts import Histories, empty_histories, fill_histories
+from model.engine.rows import Pending, StepRows
 from model.engine.shapes import Shapes
 from model.engine.state import edit_slots, empty_slots
-from model.engine.tables import Tables, empty_masks, empty_tables
+from model.engine.tables import FILL_ROWS, Tables, empty_masks, empty_tables
 from model.kernels.accelerator import Kernels
 from model.layout import Layout, abstract_params, param_specs
 from model.numerics import Numerics
@@ -139,8 +141,13 @@ def steps(plan: Plan) -> dict[str, Step]:
     asks = _like(no_asks(shapes), mesh)
     flags = _abstract((shapes.slots,), jnp.bool_, mesh)
     pages = _abstract((shapes.rows,), jnp.int32, mesh)
+    histories = abstract_histories(plan)
+    begun = [
+        _abstract(shape, jnp.int32, mesh)
+        for shape in ((FILL_ROWS,), (FILL_ROWS, histories.tokens.shape[1]))
+    ]
     cached, split, same = plan.cache_spec, plan.tables_spec, _REPLICATED
-    ran = step.Pending(slots=same, tiles=same, hidden=split)
+    ran = Pending(rows=StepRows(same, same, same, same), tokens=same, positions=same, hidden=split)
     masks = _abstract(
         empty_masks(shapes.slots, plan.config.vocab_size).shape, jnp.uint32, mesh, split
     )
@@ -163,11 +170,18 @@ def steps(plan: Plan) -> dict[str, Step]:
         ),
         Step(
             "decode",
-            partial(step.decode, plan.decoding, rows=shapes.rows, steps=shapes.steps),
-            (specs, cached, same, split, split),
-            (cached, same, split, same),
-            (params, cache, state, tables, masks),
-            (1, 2, 3),
+            partial(
+                step.decode,
+                plan.decoding,
+                rows=shapes.rows,
+                steps=shapes.steps,
+                drafts=shapes.drafts,
+                free_rows=shapes.free_rows,
+            ),
+            (specs, cached, same, split, same, split),
+            (cached, same, split, same, same),
+            (params, cache, state, tables, histories, masks),
+            (1, 2, 3, 4),
         ),
         Step(
             "run",
@@ -193,6 +207,7 @@ def steps(plan: Plan) -> dict[str, Step]:
             (tables, _like(no_rows(shapes, plan.config.vocab_size), mesh)),
             (0,),
         ),
+        Step("fill_histories", fill_histories, (same, same, same), same, (histories, *begun), (0,)),
         Step("edit_slots", edit_slots, (same, same, same), same, (state, flags, state), (0,)),
         Step("copy_pages", copy_pages, (cached, same, same), cached, (cache, pages, pages), (0,)),
     ]
@@ -218,12 +233,19 @@ def abstract_tables(plan: Plan) -> Tables:
     return jax.tree.map(lambda x: _abstract(x.shape, x.dtype, plan.mesh, spec), empty)
 
 
-def abstract_pending(plan: Plan) -> step.Pending:
+def abstract_histories(plan: Plan) -> Histories:
+    """Shape and sharding of what drafts are looked up in: all of it on each device."""
+    return _like(empty_histories(plan.shapes.slots, plan.shapes.history_tokens), plan.mesh)
+
+
+def abstract_pending(plan: Plan) -> Pending:
     """Shape and sharding of what the run step leaves to be drawn from."""
     rows, mesh = plan.shapes.rows, plan.mesh
-    return step.Pending(
-        slots=_abstract((rows,), jnp.int32, mesh),
-        tiles=_abstract((), jnp.int32, mesh),
+    each = _abstract((rows,), jnp.int32, mesh)
+    return Pending(
+        rows=StepRows(each, each, each, tiles=_abstract((), jnp.int32, mesh)),
+        tokens=each,
+        positions=each,
         hidden=_abstract((rows, plan.config.emb_size), jnp.float32, mesh, plan.tables_spec),
     )
 

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import numpy as np
+
+from model.engine.rows import Pending
 from model.engine.score import Scores
 from model.engine.sequence import Segment, Sequence
-from model.engine.step import Pending, Rounds
+from model.engine.step import Rounds
 
 
 @dataclasses.dataclass
@@ -17,6 +20,19 @@ class Counters:
     decode_rows_used: int = 0
     decode_rows_waiting: int = 0
     decode_rows_wanted: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    def add(self, results: "Decoded", used: np.ndarray) -> None:
+        """Counts a round, whose rows that drew a token are ``used`` [K, B]."""
+        rows, drew = used.size, int(used.sum())
+        self.decode_rows += rows
+        self.decode_rows_used += drew
+        self.drafted_tokens += int(np.sum(results.rounds.drafted))
+        self.accepted_tokens += int(np.sum(results.rounds.accepted))
+        if results.waiting:
+            self.decode_rows_waiting += rows - drew
+            self.decode_rows_wanted += rows
 
 
 @dataclasses.dataclass(frozen=True)

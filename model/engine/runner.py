@@ -8,10 +8,12 @@ import jax
 import numpy as np
 
 from model.attention import Queries
+from model.engine.drafts import Histories
 from model.engine.programs import HEAD, Plan
+from model.engine.rows import Pending
 from model.engine.score import Asks, Scores
 from model.engine.state import SlotState
-from model.engine.step import Pending, Rounds
+from model.engine.step import Rounds
 from model.engine.tables import TableRows, Tables, empty_masks
 from model.paged_cache import PagedCache
 from model.transformer import Params, TokenRows
@@ -28,10 +30,12 @@ class Runner:
         cache: PagedCache,
         state: SlotState,
         tables: Tables,
+        histories: Histories,
     ) -> None:
         """``steps`` are compiled of the plan; the device arrays are this one's from now on."""
         self._steps, self._params = steps, params
         self._cache, self._state, self._tables = cache, state, tables
+        self._histories = histories
         self._head = {name: params[name] for name in HEAD}
         self._rows = plan.shapes.rows
         self._by_slot = jax.sharding.NamedSharding(plan.mesh, plan.tables_spec)
@@ -63,6 +67,10 @@ class Runner:
         """Replaces what the tables hold of slots."""
         self._tables = self._steps["fill_tables"](self._tables, rows)
 
+    def fill_histories(self, slots: np.ndarray, prompts: np.ndarray) -> None:
+        """Replaces what drafts of slots are looked up in; see ``drafts.fill_histories``."""
+        self._histories = self._steps["fill_histories"](self._histories, slots, prompts)
+
     def set_mask(self, slot: int, mask: np.ndarray) -> None:
         """What a slot may draw from now on: [V / 32] uint32, a bit for each token."""
         self._host_masks[slot] = mask
@@ -70,9 +78,9 @@ class Runner:
 
     def decode(self) -> Rounds:
         """Draws several tokens of live slots, each run before the next."""
-        self._cache, self._state, self._tables, rounds = self._steps["decode"](
-            self._params, self._cache, self._state, self._tables, self._sent_masks()
-        )
+        kept = (self._cache, self._state, self._tables, self._histories)
+        *kept, rounds = self._steps["decode"](self._params, *kept, self._sent_masks())
+        self._cache, self._state, self._tables, self._histories = kept
         return rounds
 
     def run(self) -> Pending:
@@ -90,8 +98,9 @@ class Runner:
     def release(self) -> None:
         """Waits until the devices are done, well or badly, and lets all that they hold go."""
         with contextlib.suppress(Exception):
-            jax.block_until_ready((self._cache, self._state, self._tables))
+            jax.block_until_ready((self._cache, self._state, self._tables, self._histories))
         del self._params, self._head, self._cache, self._state, self._tables, self._masks
+        del self._histories
 
     def _sent_masks(self) -> jax.Array:
         if self._masks is None:

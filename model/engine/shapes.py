@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from model.config import Grok1Config
-from model.engine.options import ACCELERATOR_SLOTS, EngineOptions
+from model.engine.options import ACCELERATOR_SLOTS, DRAFTS, EngineOptions
 from schemas.error import SetupError
 
 ACCELERATOR_BLOCK = 128
@@ -12,6 +12,12 @@ ACCELERATOR_BLOCK = 128
 
 _SCORE_TILE_ROWS = 256
 """Most questions of the score step in a tile: few are asked of a step's rows, or all."""
+
+_CPU_FREE_ROWS = 16
+"""Measured with the bench model: a step took 20 ms with 4 rows, 28 ms with 12, 140 ms with 128."""
+
+_ACCELERATOR_FREE_ROWS = 256
+"""A v5p multiplies 80 rows with each expert in the time it reads their int8; 2 of 8 see a row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +28,8 @@ class Shapes:
       rows: B, sequences decoded at once.
       slots: S, sequences admitted at once; the spare ones have their prompts computed ahead.
       steps: K, decode steps between two looks of the host.
+      drafts: J, most tokens of a sequence that are run beside its last where rows are left.
+      free_rows: rows of a decode step whose products take as long as reading the weights.
       tile_rows: R of the decode step.
       expert_rows: rows that an expert computes at once in it.
       prefill_rows: T of the prefill step.
@@ -38,6 +46,8 @@ class Shapes:
     rows: int
     slots: int
     steps: int
+    drafts: int
+    free_rows: int
     tile_rows: int
     expert_rows: int
     prefill_rows: int
@@ -49,6 +59,11 @@ class Shapes:
     sequence_pages: int
     pages: int
     max_context: int
+
+    @property
+    def history_tokens(self) -> int:
+        """X, tokens of a sequence that drafts are looked up in."""
+        return self.max_context if self.drafts else 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +120,8 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
         rows=rows,
         slots=slots,
         steps=options.steps_per_round or 4,
+        free_rows=_CPU_FREE_ROWS if on_cpu else _ACCELERATOR_FREE_ROWS,
+        drafts=DRAFTS if options.draft_tokens is None else options.draft_tokens,
         tile_rows=tile_rows,
         expert_rows=_expert_rows(config, rows, on_cpu),
         prefill_rows=prefill_rows,

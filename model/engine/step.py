@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.attention import Queries
+from model.engine.drafts import Histories, look_up, remember
+from model.engine.rows import Pending, choose_rows, right_rows
 from model.engine.sampler import Draws, Rows, sample
 from model.engine.score import Asks, Scores, judge
 from model.engine.state import SlotState
 from model.engine.tables import TableRows, Tables, fill_tables, record_draws
-from model.paged_cache import PagedCache, Place
+from model.paged_cache import PagedCache, find_places
 from model.transformer import (
     Network,
     Params,
@@ -33,32 +35,21 @@ from model.trees import Leaf
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Pending:
-    """Rows whose last tokens have been run and whose next ones have not been drawn.
-
-    Attributes:
-      slots: [B] the slot of each row, S for a row that is not used.
-      tiles: scalar, how many tiles hold rows that are used.
-      hidden: [B / devices, D] float32, the residual stream after the last layer.
-    """
-
-    slots: Leaf
-    tiles: Leaf
-    hidden: Leaf
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class Rounds:
     """What K times running and drawing gave; one time where ``draw`` is a step of its own.
 
     Attributes:
-      slots: [K, B] the slot of each row, S for a row that drew nothing.
+      slots: [K, B] the slot of each row, S for a row that drew nothing; rows of one slot stand
+        in the order of their tokens.
       draws: what each row drew, [K, B, ...].
+      drafted: [K] drafts that were run.
+      accepted: [K] those of them that were right.
     """
 
     slots: Leaf
     draws: Draws
+    drafted: Leaf
+    accepted: Leaf
 
 
 def prefill(
@@ -110,48 +101,74 @@ def decode(
     cache: PagedCache,
     state: SlotState,
     tables: Tables,
+    histories: Histories,
     masks: jax.Array,
     rows: int,
     steps: int,
-) -> tuple[PagedCache, SlotState, Tables, Rounds]:
-    """Draws up to ``steps`` tokens for the sequences of the state, ``rows`` of them at a time.
+    drafts: int,
+    free_rows: int,
+) -> tuple[PagedCache, SlotState, Tables, Histories, Rounds]:
+    """Draws tokens for the sequences of the state, ``steps`` times, ``rows`` of them at a time.
 
     There may be more live slots than rows: a row whose sequence ends takes the next live slot
-    in the following step, so rows stay full between two looks of the host. For the masks see
-    ``draw``: they stay as they are.
+    in the following step, so rows stay full between two looks of the host. Where there are fewer,
+    up to ``drafts`` tokens of a sequence are run beside its last; see ``look_up``. For the masks
+    see ``draw``: they stay as they are.
 
     Returns:
-      The cache, the state and the tables (donate them), and what was drawn.
+      The cache, the state, the tables and the histories (donate them), and what was drawn.
     """
     everyone = jnp.ones_like(state.alive)
 
     def body(carry, _):
-        cache, state, tables = carry
-        cache, pending = run(net, params, cache, state, rows)
-        state, tables, drawn = _draw(net, params, state, tables, masks, everyone, pending)
-        return (cache, state, tables), drawn
+        cache, state, tables, histories = carry
+        ahead = look_up(histories, state, drafts, free_rows) if drafts else None
+        cache, pending = run(net, params, cache, state, rows, ahead)
+        state, tables, drawn, last = _draw(net, params, state, tables, masks, everyone, pending)
+        if drafts:
+            right = drawn.slots < len(everyone)
+            what = (pending.positions, drawn.draws.token)
+            histories = remember(histories, pending.rows, right, last, *what)
+        return (cache, state, tables, histories), drawn
 
-    (cache, state, tables), rounds = lax.scan(body, (cache, state, tables), None, length=steps)
-    return cache, state, tables, rounds
+    carry = (cache, state, tables, histories)
+    (cache, state, tables, histories), rounds = lax.scan(body, carry, None, length=steps)
+    return cache, state, tables, histories, rounds
 
 
 def run(
-    net: Network, params: Params, cache: PagedCache, state: SlotState, rows: int
+    net: Network,
+    params: Params,
+    cache: PagedCache,
+    state: SlotState,
+    rows: int,
+    ahead: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[PagedCache, Pending]:
-    """Runs the last token of up to ``rows`` live slots.
+    """Runs the last token of up to ``rows`` live slots, and drafts where rows are left.
+
+    Args:
+      net: what is fixed.
+      params: the weights.
+      cache: donate it.
+      state: of all slots.
+      rows: B.
+      ahead: drafts [S, J] of each slot and how many of them count [S], or None.
 
     Returns:
-      The cache (donate it), and what ``draw`` draws from.
+      The cache, and what ``draw`` draws from.
     """
     exchange = net.collectives
     count = len(state.alive)
-    slots, tiles = choose_slots(state.alive, rows, net.tile_rows, exchange.size)
-    live = slots < count
-    slot = jnp.where(live, slots, 0)
-    positions = jnp.where(live, state.position[slot], -1)
+    tokens, wanted = ahead or (state.token[:, None], jnp.zeros_like(state.token))
+    chosen = choose_rows(state.alive, wanted, rows, net.tile_rows, exchange.size)
+    live = chosen.slots < count
+    slot = jnp.where(live, chosen.slots, 0)
+    drafted = tokens[slot, jnp.maximum(chosen.offsets - 1, 0)]
+    token = jnp.where(chosen.offsets > 0, drafted, state.token[slot])
+    positions = jnp.where(live, state.position[slot] + chosen.offsets, -1)
     pages = state.pages[slot]
-    place = _place(pages, positions, cache.block_size)
-    token_rows = TokenRows(state.token[slot], jnp.maximum(positions, 0), place, live, tiles)
+    place = find_places(pages, positions, cache.block_size)
+    token_rows = TokenRows(token, jnp.maximum(positions, 0), place, live, chosen.tiles)
     index = jnp.arange(rows, dtype=jnp.int32)
     queries = Queries(
         rows=index[:, None],
@@ -161,7 +178,7 @@ def run(
         blocks=positions.max() // cache.block_size + 1,
     )
     hidden, cache = forward(net, params, cache, token_rows, queries)
-    return cache, Pending(slots, tiles, hidden)
+    return cache, Pending(chosen, token, positions, hidden)
 
 
 def draw(
@@ -188,7 +205,7 @@ def draw(
     Returns:
       The state, the tables, and what was drawn, K = 1.
     """
-    state, tables, drawn = _draw(net, params, state, tables, masks, ready, pending)
+    state, tables, drawn, _ = _draw(net, params, state, tables, masks, ready, pending)
     return state, tables, jax.tree.map(lambda x: x[None], drawn)
 
 
@@ -200,48 +217,62 @@ def _draw(
     masks: jax.Array,
     ready: jax.Array,
     pending: Pending,
-) -> tuple[SlotState, Tables, Rounds]:
-    """As ``draw``, but what was drawn is [B, ...]."""
-    exchange = net.collectives
-    count, rows = len(state.alive), len(pending.slots)
-    slots = jnp.where(ready[jnp.minimum(pending.slots, count - 1)], pending.slots, count)
+) -> tuple[SlotState, Tables, Rounds, jax.Array]:
+    """As ``draw``, but what was drawn is [B, ...]; and [B] bool, the last row of each slot."""
+    exchange, chosen = net.collectives, pending.rows
+    count, rows = len(state.alive), len(chosen.slots)
+    slots = jnp.where(ready[jnp.minimum(chosen.slots, count - 1)], chosen.slots, count)
+    live = slots < count
     # Rows that are not used do as a used one does, so that no feature runs for their sake.
-    slot = jnp.where(slots < count, slots, jnp.minimum(slots.min(), count - 1))
+    slot = jnp.where(live, slots, jnp.minimum(slots.min(), count - 1))
     first_slot = _first_slot(net, tables)
 
-    def next_token(hidden, slot):
+    def next_token(hidden, slot, offset):
         logits = head(net, final_hidden(net, params, hidden), params["head"])
-        own = _rows(state, tables, masks, exchange.own_rows(slot), first_slot)
+        at = (exchange.own_rows(slot), exchange.own_rows(offset))
+        own = _rows(state, tables, masks, *at, first_slot)
         return exchange.gather_rows_tree(sample(exchange.columns_to_rows(logits), own))
 
     tiles = rows // net.tile_rows
-    draws = in_tiles(tiles, pending.tiles, next_token, pending.hidden, slot)
-    drawn = state.drawn[slot] + 1
+    draws = in_tiles(tiles, chosen.tiles, next_token, pending.hidden, slot, chosen.offsets)
+    drawn = state.drawn[slot] + chosen.offsets + 1
     ended = (draws.token[:, None] == state.stop_ids[slot]).any(-1)
     ended |= drawn >= state.max_tokens[slot]
+    sizes = (net.tile_rows, exchange.size)
+    right, last = right_rows(chosen, live, pending.tokens, draws.token, ended, *sizes)
+    at = jnp.where(last, slots, count)
     update = dataclasses.replace(
         state,
-        token=state.token.at[slots].set(draws.token, mode="drop"),
-        position=state.position.at[slots].add(1, mode="drop"),
-        drawn=state.drawn.at[slots].set(drawn, mode="drop"),
-        alive=state.alive.at[slots].set(~ended, mode="drop"),
+        token=state.token.at[at].set(draws.token, mode="drop"),
+        position=state.position.at[at].add(chosen.offsets + 1, mode="drop"),
+        drawn=state.drawn.at[at].set(drawn, mode="drop"),
+        alive=state.alive.at[at].set(~ended, mode="drop"),
     )
+    slots = jnp.where(right, slots, count)
     penalised, bad_tokens = state.knobs.penalised[slot], state.knobs.bad_tokens[slot]
-    bad_tokens = jnp.where(slots < count, bad_tokens, 0)
+    bad_tokens = jnp.where(right, bad_tokens, 0)
     tables = record_draws(tables, slots, draws.token, penalised, bad_tokens, first_slot)
-    return update, tables, Rounds(slots, draws)
+    drafts = (chosen.offsets > 0).sum(dtype=jnp.int32)
+    accepted = (right & (chosen.offsets > 0)).sum(dtype=jnp.int32)
+    return update, tables, Rounds(slots, draws, drafts, accepted), last
 
 
 def _rows(
-    state: SlotState, tables: Tables, masks: jax.Array, slot: jax.Array, first_slot: jax.Array
+    state: SlotState,
+    tables: Tables,
+    masks: jax.Array,
+    slot: jax.Array,
+    offset: jax.Array,
+    first_slot: jax.Array,
 ) -> Rows:
-    """How rows of these slots are sampled; they are slots of this device, or unused rows."""
-    early = state.drawn[slot] < state.min_tokens[slot]
+    """How rows of these slots, at these offsets, are sampled; slots of this device, or unused."""
+    drawn = state.drawn[slot] + offset
+    early = drawn < state.min_tokens[slot]
     knobs = jax.tree.map(lambda x: x[slot], state.knobs)
-    masked = knobs.masked & (state.drawn[slot] < state.masked_draws[slot])
+    masked = knobs.masked & (drawn < state.masked_draws[slot])
     return Rows(
         knobs=dataclasses.replace(knobs, masked=masked),
-        position=state.position[slot] + 1,
+        position=state.position[slot] + offset + 1,
         banned=jnp.where(early[:, None], state.stop_ids[slot], -1),
         tables=tables,
         masks=masks,
@@ -257,39 +288,3 @@ def fill_slots(net: Network, tables: Tables, rows: TableRows) -> Tables:
 def _first_slot(net: Network, tables: Tables) -> jax.Array:
     """The first slot of this device's part of the tables."""
     return net.collectives.rank() * len(tables.counts)
-
-
-def choose_slots(
-    alive: jax.Array, rows: int, tile_rows: int, devices: int
-) -> tuple[jax.Array, jax.Array]:
-    """Live slots for the rows of a step, and how many tiles they fill.
-
-    Each device samples the rows that it holds of a tile, so slots are dealt to devices in equal
-    ranges and each range fills its own rows.
-
-    Args:
-      alive: [S] bool; S is a multiple of ``devices``.
-      rows: B.
-      tile_rows: R.
-      devices: of the mesh.
-
-    Returns:
-      [B] slot of each row, S for none; and a scalar.
-    """
-    count = len(alive)
-    groups = alive.reshape(devices, -1)
-    each = rows // devices
-    order = jnp.argsort(~groups, axis=-1, stable=True)[:, :each].astype(jnp.int32)
-    used = jnp.take_along_axis(groups, order, axis=-1)
-    slots = order + jnp.arange(devices, dtype=jnp.int32)[:, None] * groups.shape[1]
-    slots = jnp.where(used, slots, count)
-    slots = slots.reshape(devices, rows // tile_rows, -1).swapaxes(0, 1).reshape(rows)
-    per_tile = tile_rows // devices
-    return slots, (used.sum(-1).max() + per_tile - 1) // per_tile
-
-
-def _place(pages: jax.Array, positions: jax.Array, block_size: int) -> Place:
-    """Where each row writes; rows with a negative position write to page 0."""
-    block = jnp.maximum(positions, 0) // block_size
-    page = jnp.take_along_axis(pages, block[:, None], axis=1)[:, 0]
-    return Place(jnp.where(positions < 0, 0, page), jnp.maximum(positions, 0) % block_size)

@@ -20,7 +20,7 @@ WORD_BITS = 32
 """Tokens that one word of a mask allows or not, the lowest bit first."""
 
 FILL_ROWS = 16
-"""Slots that one call of ``fill_tables`` sets."""
+"""Slots that one call of ``fill_tables`` or ``fill_histories`` sets."""
 
 _IN_PROMPT = 1 << 15
 """Bit of a count: the token stands in the prompt. The others count how often it was drawn."""
