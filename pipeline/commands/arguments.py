@@ -5,7 +5,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model.engine.options import COLLECTIVES, KERNELS, KV_CACHE_DTYPES, NUMERICS, EngineOptions
+from model.engine.options import (
+    COLLECTIVES,
+    DRAFTS,
+    KERNELS,
+    KV_CACHE_DTYPES,
+    NUMERICS,
+    EngineOptions,
+)
 from pipeline.commands.limits import limits
 from pipeline.options import BOS, FEW_SHOT_SAMPLING, JobOptions, PromptOptions
 from schemas.error import SetupError
@@ -154,6 +161,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     add("--slots", type=int, metavar="N", help="sequences decoded at once")
     add("--max-context", type=int, metavar="N", help="longest prompt and completion, in tokens")
     add(
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help=f"tokens of a row guessed ahead where rows idle, 0 for none; same results ({DRAFTS})",
+    )
+    add(
         "--kv-cache-dtype",
         choices=KV_CACHE_DTYPES,
         default=default.kv_cache_dtype,
@@ -211,6 +224,7 @@ def job_options(given: argparse.Namespace) -> dict[str, Any]:
             numerics=given.numerics,
             slots=given.slots,
             max_context=given.max_context,
+            draft_tokens=given.draft_tokens,
             devices=given.devices,
             collectives=given.collectives,
             kernels=given.kernels,
