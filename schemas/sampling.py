@@ -21,8 +21,13 @@ MAX_EARLY_STOPS = 128
 """vLLM's bounds on the device: token ids in ``logit_bias``, tokens of all ``bad_words`` together,
 and stop ids of a row that has ``min_tokens``, the end of the text included."""
 
+MAX_SAMPLES = 16384
+"""Most completions of one prompt (vLLM's default bound)."""
+
+MAX_TEMPERATURE = 2.0
 MIN_TEMPERATURE = 0.01
-"""A lower temperature, unless it is 0, is taken as this, as in vLLM."""
+"""Above the former a temperature is refused, as by vLLM and OpenAI; one below the latter, unless it
+is 0, is taken as that, as by vLLM."""
 
 ALIASES: dict[str, str] = {
     "max_new_tokens": "max_tokens",
@@ -70,7 +75,8 @@ class SamplingParams:
       include_stop_str_in_output: keep the stop string at the end of the text.
       ignore_eos: go on past the end-of-sequence token.
       max_tokens: most tokens of a completion.
-      min_tokens: no end by EOS, stop token or stop string before this many tokens.
+      min_tokens: no EOS, even an ignored one, no stop token and no end by a stop string before this
+        many tokens.
       logprobs: per token, its log-probability and those of this many likeliest tokens.
       prompt_logprobs: the same for the prompt's tokens.
       repetition_detection: when the completion is caught in a loop and ends; None for never.
@@ -191,12 +197,12 @@ class SamplingParams:
 
 
 def _temperature(name: str, value: Any) -> float:
-    value = checks.number(0)(name, value)
+    value = checks.number(0, MAX_TEMPERATURE)(name, value)
     return value if value == 0 else max(value, MIN_TEMPERATURE)
 
 
 _CHECKS: dict[str, checks.Check] = {
-    "n": checks.integer(1, 4096),
+    "n": checks.integer(1, MAX_SAMPLES),
     "beam_width": checks.integer(1, MAX_BEAM_WIDTH, optional=True),
     "length_penalty": checks.number(-10, 10),
     "temperature": _temperature,

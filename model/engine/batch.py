@@ -129,7 +129,8 @@ def fill_slot(values: SlotState, sequence: Sequence, rules: Rules) -> None:
     values.max_tokens[slot] = params.max_tokens
     values.min_tokens[slot] = params.min_tokens
     values.masked_draws[slot] = params.max_tokens if request.healed is None else 1
-    stops = rules.stop_ids[:STOP_IDS]
+    stops = (rules.early_ids or rules.stop_ids)[:STOP_IDS]
     values.stop_ids[slot, : len(stops)] = stops
+    values.endless[slot] = len(set(stops) - set(rules.stop_ids))
     values.pages[slot, : len(sequence.pages)] = sequence.pages
     set_knobs(values.knobs, slot, request.sample_key(sequence.index), params, rules)

@@ -109,9 +109,9 @@ class Masker:
         matchers = [sample.matcher for sample in samples]
         consume_token_par(executor, list(zip(matchers, tokens, strict=True)))
         masks = np.zeros((len(samples), self._width), np.int32)
-        fill_next_token_bitmask_par(
-            executor, [(m, i) for i, m in enumerate(matchers) if not m.is_error()], masks
-        )
+        following = [(m, i) for i, m in enumerate(matchers) if not m.is_error()]
+        if following:  # the library refuses to fill none
+            fill_next_token_bitmask_par(executor, following, masks)
         return [
             NextMask(sample, mask if not sample.matcher.is_error() else _lost(sample.matcher))
             for sample, mask in zip(samples, masks.view(np.uint32), strict=True)

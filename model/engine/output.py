@@ -104,9 +104,7 @@ class Finisher:
         sample.answered = True
         token_ids = tuple(sample.token_ids[:tokens])
         text = ""
-        # A token that ends a completion is none of its text, as in vLLM.
-        silent = end.finish_reason == "stop" and match is None
-        silent &= not params.include_stop_str_in_output
+        silent = match is None and end.hides_last(params)
         if self._tokenizer is not None:
             text = self._tokenizer.decode_completion(
                 ticket.request.prompt_token_ids,

@@ -21,6 +21,8 @@ class Rules:
 
     Attributes:
       stop_ids: ids that end a sequence, EOS first.
+      early_ids: ids that may not be drawn before ``min_tokens``, EOS first even where it ends
+        nothing; empty if there is no such minimum.
       eos_token: that id, or -1 if it does not end the sequence by itself.
       steers: whether the device's tables have to know of the request.
       bad_words: each a sequence of ids whose last may not follow the others.
@@ -31,6 +33,7 @@ class Rules:
     """
 
     stop_ids: tuple[int, ...]
+    early_ids: tuple[int, ...] = ()
     eos_token: int = -1
     steers: bool = False
     bad_words: tuple[tuple[int, ...], ...] = ()
@@ -111,18 +114,19 @@ def _rules(
 ) -> Rules:
     params = request.params
     stop_ids, eos_token = params.stop_token_ids, -1
+    with_eos = tuple(dict.fromkeys((config.eos_token, *stop_ids)))
     # A constraint that has nothing more to say ends with EOS, whatever else is wished.
     if not params.ignore_eos or grammar is not None:
-        eos_token = config.eos_token
-        stop_ids = tuple(dict.fromkeys((eos_token, *stop_ids)))
+        stop_ids, eos_token = with_eos, config.eos_token
+    early_ids = with_eos if params.min_tokens else ()
     bad_words = _spellings(params.bad_words, tokenizer) if params.bad_words and tokenizer else ()
     allowed = first_mask = None
     if params.allowed_token_ids is not None:
         left = set(params.allowed_token_ids) - {word[0] for word in bad_words if len(word) == 1}
-        if not left - set(stop_ids if params.min_tokens else ()):
+        if not left - set(early_ids):
             raise InvalidParameter(
                 "allowed_token_ids",
-                "leaves nothing to draw: all are bad_words or end the completion",
+                "leaves nothing to draw: all are bad_words or may not come before min_tokens",
             )
         allowed = first_mask = pack_bits(params.allowed_token_ids, config.vocab_size)
     if request.healed is not None:
@@ -136,6 +140,7 @@ def _rules(
         first_mask = meet(grammar.first_mask(request.prompt_token_ids), allowed)
     return Rules(
         stop_ids=stop_ids,
+        early_ids=early_ids,
         eos_token=eos_token,
         steers=bool(bad_words or params.logit_bias or params.penalises),
         bad_words=bad_words,

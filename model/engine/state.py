@@ -26,9 +26,11 @@ class SlotState:
       position: [S] of that token.
       drawn: [S] tokens drawn so far.
       max_tokens: [S] most tokens to draw.
-      min_tokens: [S] no stop id may be drawn before this many.
+      min_tokens: [S] none of ``stop_ids`` may be drawn before this many.
       masked_draws: [S] how many draws, from the first, the mask of allowed tokens holds for.
       stop_ids: [S, STOP_IDS] ids that end the sequence, -1 for none.
+      endless: [S] how many of them, from the first, end nothing after all: 1 where EOS is ignored,
+        which may not come too early even so.
       knobs: [S, ...] how the sequence is sampled.
       pages: [S, P] the sequence's cache pages in order.
     """
@@ -41,6 +43,7 @@ class SlotState:
     min_tokens: Leaf
     masked_draws: Leaf
     stop_ids: Leaf
+    endless: Leaf
     knobs: Knobs
     pages: Leaf
 
@@ -57,6 +60,7 @@ def empty_slots(slots: int, pages: int) -> SlotState:
         min_tokens=integers.copy(),
         masked_draws=integers.copy(),
         stop_ids=np.full((slots, STOP_IDS), -1, np.int32),
+        endless=integers.copy(),
         knobs=empty_knobs(slots),
         pages=np.zeros((slots, pages), np.int32),
     )

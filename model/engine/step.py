@@ -236,7 +236,8 @@ def _draw(
     tiles = rows // net.tile_rows
     draws = in_tiles(tiles, chosen.tiles, next_token, pending.hidden, slot, chosen.offsets)
     drawn = state.drawn[slot] + chosen.offsets + 1
-    ended = (draws.token[:, None] == state.stop_ids[slot]).any(-1)
+    ends = jnp.arange(state.stop_ids.shape[-1]) >= state.endless[slot][:, None]
+    ended = (ends & (draws.token[:, None] == state.stop_ids[slot])).any(-1)
     ended |= drawn >= state.max_tokens[slot]
     sizes = (net.tile_rows, exchange.size)
     right, last = right_rows(chosen, live, pending.tokens, draws.token, ended, *sizes)

@@ -7,6 +7,7 @@ from typing import Any
 
 from model.engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
 from model.engine.rules import Rules
+from schemas.sampling import SamplingParams
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -48,6 +49,10 @@ class End:
 
     finish_reason: str
     stop_reason: str | int | None = None
+
+    def hides_last(self, params: SamplingParams) -> bool:
+        """Whether the last token is none of the text: one that ends a completion, as in vLLM."""
+        return self.finish_reason == "stop" and not params.include_stop_str_in_output
 
 
 OVERDUE = End("overdue")

@@ -74,7 +74,7 @@ class Watch:
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
         """A sample of the request; nothing has come yet."""
-        params = request.params
+        self._params = params = request.params
         self._fed = 0
         self._stops = self._loops = None
         if params.stop:
@@ -94,7 +94,8 @@ class Watch:
         """What ends the sample within the first ``tokens`` of its tokens, if anything does.
 
         What is complete first counts. At the same token a stop string goes before ``end``, the end
-        by the last token alone, and that before a loop.
+        by the last token alone, and that before a loop. Stop strings are looked for in what is
+        text: a stop token is not, whatever it stands for.
 
         Returns:
           How many tokens are kept, why it ends there, and the stop string if there is one.
@@ -104,7 +105,8 @@ class Watch:
         looped = self._loops.feed(new) if self._loops else None
         if looped is not None and looped == tokens and end is not None:
             looped = None
-        match = self._stops.feed(new, last=end is not None) if self._stops else None
+        text = new[:-1] if end is not None and end.hides_last(self._params) else new
+        match = self._stops.feed(text, last=end is not None) if self._stops else None
         if match is not None and (looped is None or match.tokens <= looped):
             return match.tokens, End("stop"), match
         return None if looped is None else (looped, LOOPED, None)

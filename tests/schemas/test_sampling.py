@@ -43,6 +43,8 @@ def test_defaults_are_vllms():
     [
         ("n", 0),
         ("n", 1.5),
+        ("n", 16385),
+        ("temperature", 2.01),
         ("n", True),
         ("temperature", -0.1),
         ("temperature", math.nan),

@@ -7,14 +7,19 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import jsonschema
 import pytest
 
+from model.constraint import Constrainer
 from model.engine.masks import Masker
 from model.engine.request import Request
+from model.engine.rules import Rules
+from model.engine.ticket import Sample, open_ticket
 from schemas.error import ErrorCode
 from schemas.sampling import SamplingParams
+from schemas.structured import StructuredOutputs
 from tests.model.engine.conftest import greedy
 
 pytest.importorskip("llguidance")
@@ -171,6 +176,28 @@ def test_masks_that_cannot_be_made_are_the_rows_own_error(engine, monkeypatch):
     assert "division by zero" in outputs[1].error.message
     monkeypatch.undo()
     assert re.fullmatch("[ab]+", complete(engine, structured_outputs={"regex": "[ab]{3}"}).text)
+
+
+def test_masks_of_samples_that_are_all_lost(trained):
+    """None of a group can be followed any more: each is told so, by the real library."""
+    grammar = Constrainer(trained).compile(StructuredOutputs(regex="[ab]+"))
+    params = SamplingParams(structured_outputs={"regex": "[ab]+"})
+    ticket = open_ticket(
+        Request(prompt_token_ids=(5,), params=params), Rules(stop_ids=(), grammar=grammar), Future()
+    )
+    masker = Masker(trained.vocab_size)
+    for texts in ("x", "xx", "xax"):
+        group = [Sample.of(ticket, 0) for _ in texts]
+        for sample, text in zip(group, texts, strict=True):
+            sample.token_ids += trained.encode_inside(text)
+        masker.ask(group)
+        found = {made.sample: made.mask for made in masker.wait(lambda: False, 0.0, len(group))}
+        for sample, text in zip(group, texts, strict=True):
+            if text == "x":
+                assert "too complex" in found[sample].message
+            else:
+                assert found[sample].any()
+    masker.close()
 
 
 def test_a_constraint_needs_its_library(engine, monkeypatch):

@@ -94,7 +94,8 @@ def test_more_stop_token_ids_than_the_device_looks_for(engine):
 
 def test_eos_ends_unless_ignored(engine):
     eos = engine.config.eos_token
-    params = [SamplingParams(temperature=3.0, max_tokens=150, seed=i) for i in range(60)]
+    often = {eos: 5}
+    params = [SamplingParams(logit_bias=often, max_tokens=150, seed=i) for i in range(60)]
     outputs = engine.generate([PROMPTS[7]] * 60, params)
     ended = [o.outputs[0] for o in outputs if o.outputs[0].finish_reason == "stop"]
     assert ended, "no sample drew EOS; the test needs other seeds"
@@ -106,13 +107,16 @@ def test_eos_ends_unless_ignored(engine):
     seed = next(i for i, o in enumerate(outputs) if o.outputs[0] is ended[0])
     late = len(ended[0].token_ids) + 3
     [completion] = one(
-        engine, PROMPTS[7], temperature=3.0, max_tokens=150, seed=seed, min_tokens=late
+        engine, PROMPTS[7], logit_bias=often, max_tokens=150, seed=seed, min_tokens=late
     ).outputs
     assert len(completion.token_ids) >= late
-    [completion] = one(
-        engine, PROMPTS[7], temperature=3.0, max_tokens=150, seed=seed, ignore_eos=True
-    ).outputs
-    assert len(completion.token_ids) == 150
+    for early in (0, late):  # ignored, it ends nothing, but may not come too early even so
+        wish = {"ignore_eos": True, "min_tokens": early}
+        [completion] = one(
+            engine, PROMPTS[7], logit_bias=often, max_tokens=150, seed=seed, **wish
+        ).outputs
+        assert len(completion.token_ids) == 150
+        assert completion.token_ids.index(eos) >= early
 
 
 def test_stop_strings_across_tokens(engine):
@@ -198,6 +202,12 @@ def test_cached_tokens_tell_what_a_batch_shares(engine):
         (
             (5,),
             {"allowed_token_ids": [2, 7], "stop_token_ids": [7], "min_tokens": 2},
+            ErrorCode.INVALID_PARAMETER,
+            "allowed_token_ids",
+        ),
+        (
+            (5,),
+            {"allowed_token_ids": [2], "ignore_eos": True, "min_tokens": 2},
             ErrorCode.INVALID_PARAMETER,
             "allowed_token_ids",
         ),

@@ -34,6 +34,8 @@ def weights():
         {"allowed_token_ids": range(300, 330)},
         {"bad_words": ["t", "e", "in", " a", "the", "def"], "frequency_penalty": 0.5},
         {"min_tokens": 10, "logit_bias": {2: 100}, "presence_penalty": 0.5},
+        {"min_tokens": 10, "logit_bias": {2: 100, 7: 90}, "ignore_eos": True},
+        {"min_tokens": 9, "logit_bias": {2: 90, 7: 100}, "ignore_eos": True, "stop_token_ids": [7]},
     ],
 )
 def test_greedy_completions_follow_the_plain_definition(engine, weights, wish):
@@ -48,7 +50,7 @@ def test_greedy_completions_follow_the_plain_definition(engine, weights, wish):
     rules = resolve(request, engine.config, engine.max_context, engine.tokenizer, lambda: None)
     logits = reference.logits(engine.config, weights, [*PROMPT, *steered])
     for i, token in enumerate(steered):
-        banned = rules.stop_ids if i < params.min_tokens else ()
+        banned = rules.early_ids if i < params.min_tokens else ()
         wanted = plain.changed(
             logits[len(PROMPT) - 1 + i], params, PROMPT, steered[:i], rules.bad_words, banned
         )

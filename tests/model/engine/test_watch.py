@@ -1,7 +1,11 @@
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
-from model.engine.watch import StopWatcher
+from model.engine.request import Request
+from model.engine.ticket import End
+from model.engine.watch import StopWatcher, Watch
+from schemas.sampling import SamplingParams
 
 
 class Characters:
@@ -46,3 +50,26 @@ def test_the_first_complete_stop_string_wins_however_tokens_come(texts, stops, m
     assert (match.end, match.start, match.text) == (end, start, stop)
     needed = next(k for k in range(len(texts) + 1) if len("".join(texts[:k])) >= end)
     assert match.tokens == needed
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_stop_token_that_is_a_stop_string_ends_as_a_token(trained, step):
+    """As in vLLM: its text is looked at only where it comes out."""
+    ids = trained.encode("a = b\nc = d\n")
+    end = End("stop", ids[-1])
+
+    def look(**wish):
+        params = SamplingParams(stop_token_ids=[ids[-1]], max_tokens=99, **wish)
+        watch = Watch(Request(prompt_token_ids=(5,), params=params), trained)
+        for stop in range(step, len(ids), step):
+            if found := watch.look(ids, stop, None):
+                return found
+        return watch.look(ids, len(ids), end)
+
+    last = trained.decode([trained.encode("x")[0], ids[-1]])[-1:]
+    assert last == "\n"
+    assert look(stop=["d\n"]) is None
+    tokens, _, match = look(stop=["d\n"], include_stop_str_in_output=True)
+    assert (tokens, match.text) == (len(ids), "d\n")
+    tokens, _, match = look(stop=["d\n", " d"])  # complete in the text before
+    assert (tokens, match.text) == (len(ids) - 1, " d")
