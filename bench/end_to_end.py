@@ -99,9 +99,9 @@ def growth(engine: Engine, model: str, rows: int) -> dict[str, Any]:
     jobs = [dataclasses.replace(job, max_tokens=_SHORT) for job in uniform(10 * rows)]
     jobs = [dataclasses.replace(job, prompt=job.prompt[:_SHORT]) for job in jobs]
     few = [_generate(engine, model, _varied(jobs[:rows], turn)) for turn in range(1, 6)]
-    before = _resident()
+    before = resident()
     many = _generate(engine, model, jobs)
-    after = _resident()
+    after = resident()
     few += [_generate(engine, model, _varied(jobs[:rows], turn)) for turn in range(6, 11)]
     return {
         "rows": rows,
@@ -153,7 +153,7 @@ def _generate(engine: Engine, model: str, jobs: Sequence[Job]) -> Took:
         return timed.took
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of this process that are in memory now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
