@@ -37,7 +37,7 @@ _FAULTS: list[dict[str, Any]] = [
 def write(folder: str, rows: int) -> int:
     """Writes prompts as Parquet; returns how many of them are bad.
 
-    Lengths are log-normal around 24 tokens in and geometric around 18 out, so that long and short
+    Lengths are log-normal around 16 tokens in and geometric around 6 out, so that long and short
     rows meet. One row in fifty is bad, in one of four ways; one in eight asks the same as one of
     the greedy ones just before it.
     """
@@ -63,8 +63,8 @@ def write(folder: str, rows: int) -> int:
 
 
 def _row(draw: random.Random) -> dict[str, Any]:
-    length = min(CONTEXT // 2, max(1, round(draw.lognormvariate(math.log(24), 0.8))))
-    new = math.ceil(math.log(1 - draw.random()) / math.log(1 - 1 / 18)) or 1
+    length = min(CONTEXT // 2, max(1, round(draw.lognormvariate(math.log(16), 0.8))))
+    new = math.ceil(math.log(1 - draw.random()) / math.log(1 - 1 / 6)) or 1
     temperature = draw.choice([0.0, 0.0, 0.7, 1.0])
     return {
         "prompt_token_ids": [draw.randrange(_FIRST_ID, _VOCABULARY) for _ in range(length)],
