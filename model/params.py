@@ -11,6 +11,9 @@ from model.config import Grok1Config
 MODEL = "model"
 """The mesh axis of tensor parallelism."""
 
+DATA = "data"
+"""The mesh axis of replicas: each holds all of the model, so that no weight is split over it."""
+
 RULES: dict[str | None, str | None] = {
     "vocab": MODEL,
     "heads": MODEL,

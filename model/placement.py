@@ -18,7 +18,7 @@ from model.layout import Layout, scales_dtype, scales_shape, weight_dtype
 from model.numerics import MODES, Numerics
 from model.params import MODEL, Param, Tensor, tensors
 from model.quantization import QuantizedTensor, Weight, dequantize
-from model.sharding import scales_spec, weight_spec
+from model.sharding import replica_meshes, scales_spec, weight_spec
 from model.transformer import Layer, Params
 
 _BYTES_IN_FLIGHT = 4 << 30
@@ -43,7 +43,7 @@ def load_params(
     Args:
       read_parts: reads host arrays; called by several threads.
       config: what the tensors were declared for.
-      mesh: each of its devices gets its part.
+      mesh: each of its devices gets its part; those of all replicas are placed as they are read.
       numerics: the mode; decides what float32 weights become.
       layout: how they lie there.
       progress: told of each tensor's bytes once it has been placed.
@@ -71,6 +71,22 @@ def load_params(
     if layout.packed:
         params["head"] = _pack(params["head"].T)
     return jax.block_until_ready(params)
+
+
+def split_replicas(params: Params, grid: Mesh) -> list[Params]:
+    """What each replica of a grid holds of weights that were loaded onto all, nothing copied."""
+
+    def part_of(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+        devices = set(mesh.devices.flat)
+
+        def part(array: jax.Array) -> jax.Array:
+            pieces = [s.data for s in array.addressable_shards if s.device in devices]
+            sharding = NamedSharding(mesh, array.sharding.spec)  # type: ignore[attr-defined]
+            return jax.make_array_from_single_device_arrays(array.shape, sharding, pieces)
+
+        return part
+
+    return [jax.tree.map(part_of(mesh), params) for mesh in replica_meshes(grid)]
 
 
 def _read_ahead(

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from model.config import Grok1Config
-from model.params import MODEL, RULES, Param, indivisible
+from model.params import DATA, MODEL, RULES, Param, indivisible
 from schemas.error import SetupError
 
 
@@ -41,6 +41,36 @@ def make_mesh(count: int | None, config: Grok1Config, devices: list[jax.Device])
             f"--devices {count}: does not divide {indivisible(config, count)}; give fewer"
         )
     return Mesh(np.asarray(devices[:count]), (MODEL,))
+
+
+def make_grid(
+    count: int | None, replicas: int | None, config: Grok1Config, devices: list[jax.Device]
+) -> Mesh:
+    """Replicas of the model by devices of each, (``DATA``, ``MODEL``).
+
+    Args:
+      count: devices of a replica, as for ``make_mesh``.
+      replicas: how many; by default as many as the devices hold, or one if ``count`` is given.
+      config: the model.
+      devices: those that are present.
+
+    Raises:
+      SetupError: fewer devices are present, or the model cannot be split so.
+    """
+    each = make_mesh(count, config, devices).size
+    if replicas is None:
+        replicas = len(devices) // each if count is None else 1
+    if replicas * each > len(devices):
+        raise SetupError(
+            f"--replicas {replicas} of {each} devices each: only {len(devices)} are present; "
+            "give fewer"
+        )
+    return Mesh(np.asarray(devices[: replicas * each]).reshape(replicas, each), (DATA, MODEL))
+
+
+def replica_meshes(grid: Mesh) -> list[Mesh]:
+    """The mesh of each replica of a grid."""
+    return [Mesh(row, (MODEL,)) for row in grid.devices]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The engine: prompts in, completions out, on the devices of one process."""
 
 import dataclasses
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,24 +13,20 @@ from model import evaluation
 from model.config import Grok1Config
 from model.engine.asking import Asking
 from model.engine.cache import shared_prefix_tokens
-from model.engine.compiled import CompiledSteps
+from model.engine.desk import Desk
 from model.engine.intake import Intake
 from model.engine.leaving import close_at_exit
-from model.engine.load import Progress, allocate, load
-from model.engine.loop import Loop
+from model.engine.load import Loaded, Progress, load
 from model.engine.machine import memory_in_use
 from model.engine.memory import OutOfMemory, is_out_of_memory, out_of_memory, telling
 from model.engine.options import EngineOptions, EngineStats
 from model.engine.output import Finisher
 from model.engine.plan import provenance
-from model.engine.programs import Plan
+from model.engine.replica import Replica
 from model.engine.request import Request, RequestOutput
-from model.engine.runner import Runner
 from model.engine.scoring import ScoreOutput, ScoreRequest, ScoreTicket, fault, open_score_ticket
-from model.engine.ticket import Sample, Ticket
+from model.engine.ticket import Ticket
 from model.layout import Layout
-from model.tokenizer import Tokenizer
-from model.transformer import Params
 from schemas.error import RowError
 
 
@@ -42,8 +37,9 @@ class EngineClosed(RuntimeError):
 class Engine(Asking):
     """Completes prompts with a Grok-1 model. Thread-safe.
 
-    One thread of its own drives the devices; many callers may wait on it, and the more they ask at
-    once, the fuller its slots. Close it, or use it as a context manager.
+    A thread of its own drives the devices, one for each copy of the model; many callers may wait on
+    it, and the more they ask at once, the fuller its slots. Close it, or use it as a context
+    manager.
 
     Attributes:
       config: the model.
@@ -51,39 +47,37 @@ class Engine(Asking):
       max_continuations: most continuations of one request to score.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        plan: Plan,
-        compiled: CompiledSteps,
-        tokenizer: Tokenizer | None,
-        load_seconds: float,
-        options: EngineOptions,
-    ) -> None:
+    def __init__(self, loaded: Loaded) -> None:
         """Use ``from_checkpoint``."""
+        plan = loaded.copies[0].plan
         self.config: Grok1Config = plan.config
-        self.tokenizer = tokenizer
+        self.tokenizer = loaded.tokenizer
         self.max_context = plan.shapes.max_context
         self.max_continuations = plan.shapes.prefill_rows
         self._plan = plan
-        self._load_seconds = load_seconds
-        self._compiled = compiled
-        self._options = options
-        self._inbox: queue.SimpleQueue[Ticket | ScoreTicket | Sample | None] = queue.SimpleQueue()
-        self._finisher = Finisher(tokenizer, self._inbox.put)
-        runner = Runner(compiled, plan, params, *allocate(plan))
-        self._loop = Loop(runner, plan, self._finisher, options.row_deadline)
+        self._load_seconds = loaded.seconds
+        self._options = loaded.options
+        self._desk = Desk(len(loaded.copies))
+        self._finisher = Finisher(loaded.tokenizer, self._desk.stop)
+        self._replicas = [
+            Replica(index, copy, self._desk, self._finisher, loaded.options.row_deadline)
+            for index, copy in enumerate(loaded.copies)
+        ]
         self._intake = Intake(
-            self.config, plan.shapes, tokenizer, self._enqueue, compiled.foresee_steering
+            self.config, plan.shapes, loaded.tokenizer, self._enqueue, self._foresee_steering
         )
         self._open: set[Ticket | ScoreTicket] = set()
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
-        self._abandoned = False
-        self._busy_seconds = 0.0
-        compiled.keep()
-        self._thread = threading.Thread(target=self._run, name="grok1-engine", daemon=True)
-        self._thread.start()
+        self._serving = len(self._replicas)
+        self._threads = [
+            threading.Thread(target=self._run, args=[replica], name="grok1-engine", daemon=True)
+            for replica in self._replicas
+        ]
+        for replica in self._replicas:
+            replica.compiled.keep()
+        for thread in self._threads:
+            thread.start()
         close_at_exit(self)
 
     @classmethod
@@ -115,13 +109,13 @@ class Engine(Asking):
         """
         options = options or EngineOptions()
         loaded = load(url, tokenizer, options, layout, devices, progress, scores_only)
-        with telling(loaded[1], options):
-            return cls(*loaded, options)
+        with telling(loaded.copies[0].plan, loaded.options):
+            return cls(loaded)
 
     @property
     def capacity(self) -> int:
-        """Sequences that are decoded at once."""
-        return self._plan.shapes.rows
+        """Sequences that are decoded at once, over all replicas."""
+        return self._plan.shapes.rows * len(self._replicas)
 
     def submit(self, request: Request, cached_tokens: int = 0) -> Future[RequestOutput]:
         """Queues a request; a fault of the request is its answer's ``error``.
@@ -189,26 +183,27 @@ class Engine(Asking):
 
     def stats(self) -> EngineStats:
         """Counters since the engine was made."""
-        finisher = self._finisher
+        finisher, replicas = self._finisher, self._replicas
+        counters = [dataclasses.asdict(replica.loop.counters) for replica in replicas]
         return EngineStats(
             load_seconds=self._load_seconds,
-            compile_seconds=self._compiled.seconds,
-            busy_seconds=self._busy_seconds,
+            compile_seconds=max(replica.compiled.seconds for replica in replicas),
+            busy_seconds=max(replica.busy_seconds for replica in replicas),
             requests=finisher.requests,
             prompt_tokens=finisher.prompt_tokens,
             completion_tokens=finisher.completion_tokens,
-            **dataclasses.asdict(self._loop.counters),
+            **{name: sum(each[name] for each in counters) for name in counters[0]},
         )
 
     def device_memory(self) -> int:
         """Bytes in use on the fullest device; 0 where devices do not tell."""
-        return memory_in_use(self._plan.mesh)
+        return max(memory_in_use(replica.plan.mesh) for replica in self._replicas)
 
     def provenance(self) -> dict[str, str]:
         """What the bits of a result depend on beside checkpoint and request."""
-        tuning = self._compiled.tuning
+        tuning = self._replicas[0].compiled.tuning
         chosen = {} if tuning is None else {"tuning": tuning.identity()}
-        return {**provenance(self._plan), **chosen}
+        return {**provenance(self._plan), "replicas": str(len(self._replicas)), **chosen}
 
     @property
     def is_open(self) -> bool:
@@ -218,7 +213,8 @@ class Engine(Asking):
     @property
     def silent_seconds(self) -> float:
         """How long the devices have given nothing while something was asked; 0 if nothing is."""
-        return time.monotonic() - self._loop.beat if self._open else 0.0
+        beats = [r.loop.beat for r in self._replicas if not r.loop.idle] if self._open else []
+        return max((time.monotonic() - beat for beat in beats), default=0.0)
 
     def close(self, *, abandon: bool = False) -> None:
         """Answers what is under way, then ends the threads. Calling it again does nothing.
@@ -226,10 +222,12 @@ class Engine(Asking):
         Args:
           abandon: answer nothing more: what is under way raises ``EngineClosed``.
         """
-        self._abandoned |= abandon
+        if abandon:
+            self._desk.close(abandon=True)
         self._intake.close()
-        self._inbox.put(None)
-        self._thread.join()
+        self._desk.close()
+        for thread in self._threads:
+            thread.join()
 
     def __enter__(self) -> "Engine":
         return self
@@ -253,42 +251,30 @@ class Engine(Asking):
                 raise EngineClosed("the engine takes no more requests") from self._failure
             self._open.add(ticket)
         ticket.future.add_done_callback(lambda _: self._open.discard(ticket))
-        self._inbox.put(ticket)
+        self._desk.put(ticket)
 
-    def _run(self) -> None:
+    def _foresee_steering(self) -> None:
+        for replica in self._replicas:
+            replica.compiled.foresee_steering()
+
+    def _run(self, replica: Replica) -> None:
+        failure: BaseException | None = None
         try:
-            self._serve()
-            failure: BaseException = EngineClosed("the engine was closed")
+            replica.serve()
         except BaseException as error:
             failure = error
             if is_out_of_memory(error):
                 failure = out_of_memory(error, self._plan, self._options)
-        self._loop.release()
         with self._lock:
-            self._failure = failure
+            self._failure = self._failure or failure or EngineClosed("the engine was closed")
+        if failure is not None:
+            self._desk.close(abandon=True)
+        replica.loop.release()
+        with self._lock:
+            self._serving -= 1
+            if self._serving:
+                return
         self._finisher.close()
         for ticket in list(self._open):
             if not ticket.future.done():
-                ticket.future.set_exception(failure)
-
-    def _serve(self) -> None:
-        closing = False
-        while not self._abandoned and not (closing and self._loop.idle and self._inbox.empty()):
-            waiting = self._loop.idle and not closing
-            try:
-                message = self._inbox.get(block=waiting)
-                if waiting:
-                    self._loop.beat = time.monotonic()
-                while True:
-                    if message is None:
-                        closing = True
-                    elif isinstance(message, Sample):
-                        self._loop.stop(message)
-                    else:
-                        self._loop.scheduler.add(message.request, message)
-                    message = self._inbox.get_nowait()
-            except queue.Empty:
-                pass
-            started = time.perf_counter()
-            self._loop.turn()
-            self._busy_seconds += time.perf_counter() - started
+                ticket.future.set_exception(self._failure)

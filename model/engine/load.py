@@ -1,5 +1,7 @@
 """From a checkpoint to what an engine is made of: weights on the devices, compiled steps."""
 
+import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +28,8 @@ from model.kernels.cpu import large_pages
 from model.layout import Layout, choose_layout, kernels_fit
 from model.numerics import MODES
 from model.paged_cache import PagedCache
-from model.placement import load_params
-from model.sharding import make_mesh
+from model.placement import load_params, split_replicas
+from model.sharding import DATA, MODEL, make_grid, replica_meshes
 from model.tokenizer import Tokenizer
 from model.transformer import Params
 
@@ -38,6 +40,38 @@ Progress = Callable[[str, float, float, Sequence[str]], None]
 about just now: the steps being compiled."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """One copy of the model.
+
+    Attributes:
+      plan: what decided it.
+      params: the weights, on its devices.
+      compiled: the steps, for its devices.
+    """
+
+    plan: Plan
+    params: Params
+    compiled: CompiledSteps
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What an engine is made of.
+
+    Attributes:
+      copies: of the model, at least one, alike but for their devices.
+      tokenizer: None if there is none.
+      seconds: that the weights took.
+      options: with the devices and replicas that were chosen.
+    """
+
+    copies: list[Copy]
+    tokenizer: Tokenizer | None
+    seconds: float
+    options: EngineOptions
+
+
 def load(
     url: str,
     tokenizer: str | None,
@@ -46,12 +80,8 @@ def load(
     devices: Sequence[jax.Device] | None,
     progress: Progress,
     scores_only: bool,
-) -> tuple[Params, Plan, CompiledSteps, Tokenizer | None, float]:
+) -> Loaded:
     """Loads a checkpoint and compiles meanwhile; see ``Engine.from_checkpoint``.
-
-    Returns:
-      The weights, what was decided, the steps, the tokenizer if there is one, and how many seconds
-      the weights took.
 
     Raises:
       SetupError: checkpoint, tokenizer, options and devices do not go together.
@@ -61,27 +91,33 @@ def load(
     checkpoint = open_checkpoint(url)
     checkpoint.verify()
     vocabulary = _load_tokenizer(tokenizer or checkpoint.tokenizer_url, checkpoint.config)
-    mesh = make_mesh(options.devices, checkpoint.config, list(devices or jax.devices()))
+    present = list(devices or jax.devices())
+    grid = make_grid(options.devices, options.replicas, checkpoint.config, present)
+    options = dataclasses.replace(options, devices=grid.shape[MODEL], replicas=grid.shape[DATA])
+    platform = grid.devices.flat[0].platform
     if layout is None:
-        packed = kernels_fit(checkpoint.config, options, mesh)
-        platform = mesh.devices.flat[0].platform
+        packed = kernels_fit(checkpoint.config, options, grid)
         layout = choose_layout(platform, MODES[options.numerics], checkpoint.weights, packed)
-    plan = make_plan(checkpoint.config, options, mesh, layout)
-    on_gpu = mesh.devices.flat[0].platform == "gpu"
-    tuning = Tuning(options.tuning) if on_gpu and options.tuning else None
-    cache = open_cache(options, mesh, tuning)
-    compiled = CompiledSteps(plan, tuning, cache)
-    with telling(plan, options), ThreadPoolExecutor(1, thread_name_prefix="grok1-prepare") as pool:
-        compiling = pool.submit(
-            compiled.prepare,
-            lambda done, total, names: progress("compiling", done, total, names),
-            scores_only,
-        )
+    meshes = replica_meshes(grid)
+    plans = [make_plan(checkpoint.config, options, mesh, layout) for mesh in meshes]
+    tuning = Tuning(options.tuning) if platform == "gpu" and options.tuning else None
+    cache = open_cache(options, meshes[0], tuning)
+    compiled = [CompiledSteps(plan, tuning, cache) for plan in plans]
+    ready = itertools.count(1)
+
+    def told(_: int, total: int, names: Sequence[str]) -> None:
+        progress("compiling", next(ready), total * len(plans), names)
+
+    pool = ThreadPoolExecutor(len(plans), thread_name_prefix="grok1-prepare")
+    with telling(plans[0], options), pool:
+        compiling = [pool.submit(steps.prepare, told, scores_only) for steps in compiled]
         started = time.perf_counter()
-        params = _load(checkpoint, plan, mesh, progress)
+        params = split_replicas(_load(checkpoint, plans[0], grid, progress), grid)
         load_seconds = time.perf_counter() - started
-        compiling.result()
-    return params, plan, compiled, vocabulary, load_seconds
+        for future in compiling:
+            future.result()
+    copies = [Copy(*parts) for parts in zip(plans, params, compiled, strict=True)]
+    return Loaded(copies, vocabulary, load_seconds, options)
 
 
 def open_cache(options: EngineOptions, mesh: Mesh, tuning: Tuning | None) -> CompileCache | None:

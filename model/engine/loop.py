@@ -24,7 +24,7 @@ from model.engine.rounds import Counters, Decoded, Ran, Scored
 from model.engine.rules import meet
 from model.engine.runner import Runner
 from model.engine.sampler import Draws
-from model.engine.scheduler import Scheduler
+from model.engine.scheduler import Scheduler, Take, take_none
 from model.engine.score import Scores
 from model.engine.scoring import ScoreTicket
 from model.engine.sequence import Admission, Segment, Sequence
@@ -90,8 +90,8 @@ class Loop:
         self._in_flight.clear()
         self._ran = None
 
-    def turn(self) -> None:
-        """Dispatches what there is to run, then collects the oldest results."""
+    def turn(self, take: Take = take_none) -> None:
+        """Takes and dispatches what there is to run, then collects the oldest results."""
         if self._row_deadline is not None:
             self._expire(time.monotonic() - self._row_deadline)
         if self._ran is not None:
@@ -99,7 +99,7 @@ class Loop:
             self._draw_ran(ran)
             if not self._sequences:  # beams alone, which go on once they have been looked at
                 self._collect_all()
-        self.scheduler.admit()
+        self.scheduler.admit(take)
         before = len(self._in_flight)
         admissions = self._prefill()
         if admissions or self._stopped or self._beams.moved:

@@ -16,18 +16,22 @@ _ACCELERATOR_RESERVE = 2 << 30
 """Bytes of a device left for a step's temporaries and the runtime."""
 
 
-def describe_machine(mesh: Mesh, weight_bytes: int, memory: int | None = None) -> Machine:
+def describe_machine(
+    mesh: Mesh, weight_bytes: int, memory: int | None = None, replicas: int = 1
+) -> Machine:
     """The machine, with the memory that the weights leave to the cache.
 
     Args:
       mesh: its devices.
       weight_bytes: of all weights over all devices.
       memory: bytes of a device; None asks it, which only one that is present can answer.
+      replicas: of the model that share a CPU's memory.
     """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Machine(platform="cpu", devices=mesh.size, cache_bytes=host // _SHARE_OF_HOST)
+        share = host // _SHARE_OF_HOST // replicas
+        return Machine(platform="cpu", devices=mesh.size, cache_bytes=share)
     if memory is None:
         memory = (device.memory_stats() or {}).get("bytes_limit", 16 << 30)
     free = memory - weight_bytes // mesh.size - _ACCELERATOR_RESERVE

@@ -37,11 +37,12 @@ class EngineOptions:
 
     Attributes:
       numerics: one of ``NUMERICS``.
-      slots: sequences decoded at once.
+      slots: sequences decoded at once, by each replica.
       max_context: longest prompt plus completion kept in the cache, in tokens; at most the model's.
       block_size: C, tokens of a cache page; prompts are cut and prefixes shared at its multiples.
-      cache_tokens: capacity of the cache over all sequences.
-      devices: devices of the tensor-parallel mesh, 1, 2, 4 or 8.
+      cache_tokens: capacity of the cache over all sequences of a replica.
+      devices: that share one copy of the model, 1, 2, 4 or 8.
+      replicas: copies of the model, each with devices, slots and cache of its own.
       collectives: one of ``COLLECTIVES``.
       kv_cache_dtype: one of ``KV_CACHE_DTYPES``.
       kernels: one of ``KERNELS``.
@@ -62,6 +63,7 @@ class EngineOptions:
     block_size: int | None = None
     cache_tokens: int | None = None
     devices: int | None = None
+    replicas: int | None = None
     collectives: str = "ordered"
     kv_cache_dtype: str = "auto"
     kernels: str = "auto"
@@ -90,6 +92,7 @@ class EngineOptions:
             "cache_tokens",
             "prefill_rows",
             "steps_per_round",
+            "replicas",
         ):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):

@@ -34,7 +34,7 @@ def make_plan(
     numerics = MODES[options.numerics]
     layout = layout or choose_layout(mesh.devices.flat[0].platform, numerics)
     nbytes = held_bytes(abstract_params(config, mesh, numerics, layout))
-    machine = describe_machine(mesh, nbytes, memory)
+    machine = describe_machine(mesh, nbytes, memory, options.replicas or 1)
     own = options.kernels == "auto" and options.numerics == "bf16" and machine.platform != "cpu"
     return Plan(
         config,

@@ -8,12 +8,20 @@ is done with once its tokens are planned: the devices do things in that order.
 
 import collections
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from model.engine.cache import PagePool
 from model.engine.request import Request
 from model.engine.scoring import ScoreRequest
 from model.engine.sequence import Admission, Prompt, Round, Segment, Sequence
+
+Take = Callable[[int], Any]
+"""Told how many sequences are unfinished, gives the next request's ticket, or None."""
+
+
+def take_none(unfinished: int) -> None:
+    """There are no requests but those that were added."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -38,6 +46,7 @@ class Scheduler:
 
     Attributes:
       waiting: samples that wait for a slot.
+      unfinished: sequences that wait or run.
       running: sequences by slot.
     """
 
@@ -48,7 +57,7 @@ class Scheduler:
         self._free_slots = [list(range(g * size, (g + 1) * size))[::-1] for g in range(groups)]
         self._queue: collections.deque[Prompt] = collections.deque()
         self._runs: collections.deque[_Run] = collections.deque()
-        self.waiting = 0
+        self.waiting = self.unfinished = 0
         self.running: dict[int, Sequence] = {}
 
     @property
@@ -70,23 +79,19 @@ class Scheduler:
         """Queues a request."""
         prompt = Prompt(request, ticket, request.cached_token_ids, request.samples)
         self.waiting += request.samples * request.slots
+        self.unfinished += request.samples
         self._queue.append(prompt)
         return prompt
 
-    def admit(self) -> None:
-        """Gives slots and pages to as many waiting samples as there is room for, in order."""
-        while self._queue:
-            prompt = self._queue[0]
-            admission = self._admit_sample(prompt)
-            if admission is None:
-                return
-            prompt.waiting -= 1
-            prompt.running += 1
-            if prompt.request.slots:
-                self.waiting -= 1
-                self.running[admission.sequence.slot] = admission.sequence
-            if prompt.waiting == 0:
-                self._queue.popleft()
+    def admit(self, take: Take = take_none) -> None:
+        """Gives slots and pages to as many samples as there is room for, in order.
+
+        Once none waits, more requests are taken.
+        """
+        self._admit_waiting()
+        while not self._queue and (ticket := take(self.unfinished)) is not None:
+            self.add(ticket.request, ticket)
+            self._admit_waiting()
 
     def plan(self, rows: int, blocks: int) -> Round:
         """The next tokens to run: at most ``rows``, asking as much, in at most ``blocks`` segments.
@@ -126,6 +131,7 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """Frees a sequence's slot and pages, and its prompt's with the last sample."""
         prompt = sequence.prompt
+        self.unfinished -= 1
         if sequence.slot >= 0:
             del self.running[sequence.slot]
             self._free_slots[sequence.slot // self._group_size].append(sequence.slot)
@@ -135,6 +141,20 @@ class Scheduler:
             self._pool.release(prompt.pages)
             if prompt.tail is not None:
                 self._pool.release([prompt.tail])
+
+    def _admit_waiting(self) -> None:
+        while self._queue:
+            prompt = self._queue[0]
+            admission = self._admit_sample(prompt)
+            if admission is None:
+                return
+            prompt.waiting -= 1
+            prompt.running += 1
+            if prompt.request.slots:
+                self.waiting -= 1
+                self.running[admission.sequence.slot] = admission.sequence
+            if prompt.waiting == 0:
+                self._queue.popleft()
 
     def _admit_sample(self, prompt: Prompt) -> Admission | None:
         request, group = prompt.request, max(self._free_slots, key=len)

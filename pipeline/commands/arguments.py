@@ -158,7 +158,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         default=default.numerics,
         help="release: rounds where the release does; float32: slow, for truth (%(default)s)",
     )
-    add("--slots", type=int, metavar="N", help="sequences decoded at once")
+    add("--slots", type=int, metavar="N", help="sequences that a copy decodes at once")
     add("--max-context", type=int, metavar="N", help="longest prompt and completion, in tokens")
     add(
         "--draft-tokens",
@@ -172,7 +172,19 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         default=default.kv_cache_dtype,
         help="int8 halves the cache for a little error (%(default)s)",
     )
-    add("--devices", type=int, metavar="N", help="accelerators to use: 1, 2, 4 or 8")
+    add(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="accelerators that share one copy of the model: 1, 2, 4 or 8",
+    )
+    add(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="copies of the model, each on devices of its own (as many as the devices hold; "
+        "one if --devices is given)",
+    )
     add(
         "--collectives",
         choices=COLLECTIVES,
@@ -226,6 +238,7 @@ def job_options(given: argparse.Namespace) -> dict[str, Any]:
             max_context=given.max_context,
             draft_tokens=given.draft_tokens,
             devices=given.devices,
+            replicas=given.replicas,
             collectives=given.collectives,
             kernels=given.kernels,
             compile_cache=given.compile_cache,

@@ -126,9 +126,9 @@ def test_a_row_that_takes_too_long(monkeypatch):
         assert "--row-deadline" in error.sentence()
         # Nothing of it is left behind.
         deadline = time.monotonic() + 30
-        while not engine._loop.idle and time.monotonic() < deadline:
+        while not engine._replicas[0].loop.idle and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert engine._loop.idle
+        assert engine._replicas[0].loop.idle
         assert engine.generate([[1, 2]], short) == expected
 
 

@@ -148,7 +148,9 @@ def test_an_engine_that_failed_lets_the_memory_go(monkeypatch):
     _exhaust(monkeypatch, {1})
     engine = Engine.from_checkpoint(runs.CHECKPOINT, options=EngineOptions(slots=256))
     arrays = [
-        leaf for leaf in jax.tree.leaves(vars(engine._loop._runner)) if isinstance(leaf, jax.Array)
+        leaf
+        for leaf in jax.tree.leaves(vars(engine._replicas[0].loop._runner))
+        if isinstance(leaf, jax.Array)
     ]
     assert len(arrays) > 10
     references = [weakref.ref(array) for array in arrays]

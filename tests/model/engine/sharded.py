@@ -43,6 +43,7 @@ def answers(options: EngineOptions) -> dict:
             "steered": steered(engine),
             "greedy": [o.outputs[0].token_ids for o in completed],
             "provenance": engine.provenance(),
+            "rows_used": [r.loop.counters.decode_rows_used for r in engine._replicas],
             "per_layer": exchanges_per_layer(options),
         }
 

@@ -181,10 +181,10 @@ def test_searches_share_an_engine_with_all_else(engine):
     assert [found(output) for output in mixed[:3]] == alone
     assert [o.outputs[0].finish_reason for o in mixed[9:]] == ["length"] * 9
     deadline = time.monotonic() + 30
-    while not engine._loop.idle and time.monotonic() < deadline:
+    while not engine._replicas[0].loop.idle and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert engine._loop.idle
-    assert not engine._loop._beams
+    assert engine._replicas[0].loop.idle
+    assert not engine._replicas[0].loop._beams
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_a_search_that_takes_too_long(engines, monkeypatch):
     short = SamplingParams(beam_width=3, max_tokens=4, ignore_eos=True)
     expected = found(engine.generate([[5, 6]], short)[0])
     clock, begun = Clock(), threading.Event()
-    runner, run = engine._loop._runner, engine._loop._runner.run
+    runner, run = engine._replicas[0].loop._runner, engine._replicas[0].loop._runner.run
 
     def slow():
         begun.set()

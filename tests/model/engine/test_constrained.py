@@ -93,7 +93,7 @@ def test_free_rows_are_the_same_bits_beside_constrained_ones(
     engines, talking, numerics, monkeypatch
 ):
     engine = engines(talking, numerics=numerics)
-    runner, ran = engine._loop._runner, []
+    runner, ran = engine._replicas[0].loop._runner, []
     for name in ("decode", "run"):
         step = getattr(runner, name)
         monkeypatch.setattr(runner, name, lambda name=name, step=step: ran.append(name) or step())
@@ -122,7 +122,7 @@ def test_free_rows_are_the_same_bits_beside_constrained_ones(
 def test_slow_masks_hold_up_nothing_and_change_nothing(engine, monkeypatch):
     requests = [ask(i) for i in range(24)]
     quick = [f.result().outputs for f in engine.submit_all(requests)]
-    masker = engine._loop._masker
+    masker = engine._replicas[0].loop._masker
     plain, rng = masker._masks, random.Random(0)
 
     def slow(samples, tokens):
@@ -167,7 +167,7 @@ def test_a_constraint_that_makes_no_sense_is_the_rows_own_error(engine):
 
 
 def test_masks_that_cannot_be_made_are_the_rows_own_error(engine, monkeypatch):
-    masker = engine._loop._masker
+    masker = engine._replicas[0].loop._masker
     monkeypatch.setattr(masker, "_masks", lambda samples, tokens: 1 / 0)
     constrained = SamplingParams(max_tokens=9, structured_outputs={"regex": "[ab]+"}, n=2)
     free = SamplingParams(max_tokens=20, ignore_eos=True)

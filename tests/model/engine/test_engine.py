@@ -160,10 +160,10 @@ def test_many_stopped_rows_leave_nothing_behind(engine):
     outputs = engine.generate([PROMPTS[i % 12] for i in range(100)], params)
     assert all(o.outputs[0].finish_reason in ("stop", "length") for o in outputs)
     deadline = time.monotonic() + 30
-    while not engine._loop.idle and time.monotonic() < deadline:
+    while not engine._replicas[0].loop.idle and time.monotonic() < deadline:
         time.sleep(0.01)  # the engine hears of stop strings after the caller has its answer
-    assert engine._loop.idle
-    assert not engine._loop._samples
+    assert engine._replicas[0].loop.idle
+    assert not engine._replicas[0].loop._samples
     assert not engine._finisher._watches
     assert not engine._open
 
@@ -269,7 +269,7 @@ def test_a_failure_of_the_devices_reaches_every_caller(engine, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("device lost")
 
-    monkeypatch.setitem(broken._compiled._compiled, "decode", fail)
+    monkeypatch.setitem(broken._replicas[0].compiled._compiled, "decode", fail)
     request = Request(prompt_token_ids=(5,), params=SamplingParams())
     with pytest.raises(RuntimeError, match="device lost"):
         broken.submit(request).result(timeout=30)

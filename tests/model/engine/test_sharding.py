@@ -54,17 +54,34 @@ def assert_same(answer: dict, alone: tuple, devices: int, collectives: str) -> N
     assert answer["provenance"]["collectives"] == collectives
 
 
-def test_eight_devices_answer_as_one(alone):
-    [eight] = on_virtual_devices({**SIZES, "numerics": "float32", "devices": 8})
-    assert_same(eight, alone, 8, "ordered")
-    assert eight["per_layer"] == ORDERED
+def assert_all_serve(answer: dict, replicas: int) -> None:
+    assert answer["provenance"]["replicas"] == str(replicas)
+    assert len(answer["rows_used"]) == replicas
+    assert min(answer["rows_used"]) > sum(answer["rows_used"]) / replicas / 2
+
+
+def test_sixteen_devices_are_two_replicas_of_eight(alone):
+    [answer] = on_virtual_devices({**SIZES, "numerics": "float32"})
+    assert_same(answer, alone, 8, "ordered")
+    assert_all_serve(answer, 2)
+    assert answer["per_layer"] == ORDERED
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize(("replicas", "devices"), [(2, 4), (3, 1)])
+def test_any_grid_of_devices_answers_as_one(alone, replicas, devices):
+    sizes = {**SIZES, "devices": devices, "replicas": replicas}
+    [answer] = on_virtual_devices({**sizes, "numerics": "float32"})
+    assert_same(answer, alone, devices, "ordered")
+    assert_all_serve(answer, replicas)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_fewer_devices_answer_as_one(alone, devices):
     [answer] = on_virtual_devices({**SIZES, "numerics": "float32", "devices": devices})
     assert_same(answer, alone, devices, "ordered")
+    assert_all_serve(answer, 1)
     assert answer["per_layer"] == (ORDERED if devices > 1 else {})
 
 

@@ -1,0 +1,71 @@
+"""Requests that wait for a replica of the model, and word of samples that need no more tokens."""
+
+import collections
+import threading
+from collections.abc import Iterator
+
+from model.engine.scoring import ScoreTicket
+from model.engine.ticket import Sample, Ticket
+
+
+class Desk:
+    """Where requests lie until a replica takes them. Thread-safe.
+
+    A replica takes one when it has room, in order of arrival and no more than its share of all that
+    is unfinished, so that none idles while another has its work waiting.
+
+    Attributes:
+      abandoned: whether everything is to be left as it is.
+    """
+
+    def __init__(self, replicas: int) -> None:
+        self._requests: collections.deque[Ticket | ScoreTicket] = collections.deque()
+        self._complete: list[collections.deque[Sample]] = [
+            collections.deque() for _ in range(replicas)
+        ]
+        self._loads = [0] * replicas
+        self._changed = threading.Condition()
+        self._closed = False
+        self.abandoned = False
+
+    def put(self, ticket: Ticket | ScoreTicket) -> None:
+        """Leaves a request to whichever replica has room next."""
+        with self._changed:
+            self._requests.append(ticket)
+            self._changed.notify_all()
+
+    def stop(self, sample: Sample) -> None:
+        """Tells the replicas, of which one knows it, that a sample is complete."""
+        with self._changed:
+            for complete in self._complete:
+                complete.append(sample)
+            self._changed.notify_all()
+
+    def close(self, *, abandon: bool = False) -> None:
+        """Lets replicas end once all is answered; with ``abandon`` at once."""
+        with self._changed:
+            self._closed = True
+            self.abandoned |= abandon
+            self._changed.notify_all()
+
+    def take(self, replica: int, unfinished: int) -> Ticket | ScoreTicket | None:
+        """The next request, unless the replica, with so many sequences, has its share by now."""
+        with self._changed:
+            self._loads[replica] = unfinished
+            share = -(-(len(self._requests) + sum(self._loads)) // len(self._loads))
+            return self._requests.popleft() if self._requests and unfinished < share else None
+
+    def stopped(self, replica: int) -> Iterator[Sample]:
+        """Samples that were found complete since the last call."""
+        complete = self._complete[replica]
+        while complete:
+            yield complete.popleft()
+
+    def wait(self, replica: int) -> bool:
+        """Waits until a replica that has nothing to do may have; False once it never will."""
+        with self._changed:
+            self._loads[replica] = 0
+            self._changed.wait_for(
+                lambda: self._requests or self._complete[replica] or self._closed
+            )
+            return not self._closed or (bool(self._requests) and not self.abandoned)
