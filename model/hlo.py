@@ -3,6 +3,9 @@
 import re
 from collections import Counter
 
+LAYER = "layer"
+"""The scope whose name the compiler keeps with all that a layer of a loop does."""
+
 _KINDS = (
     "all-gather",
     "all-reduce",
@@ -14,13 +17,8 @@ _KINDS = (
 )
 """Operations that exchange between devices. An asynchronous one is counted where it starts."""
 
-_OPERATION = re.compile(rf"= .*? ({'|'.join(_KINDS)})(?:-start)?\(")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALLED = re.compile(
-    r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
-)
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_BODY = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_OPERATION = re.compile(rf"= .*? ({'|'.join(_KINDS)})(?:-start)?\(.*")
+_OF_LAYER = re.compile(rf'op_name="[^"]*/{LAYER}/')
 
 
 def collectives(text: str) -> Counter[str]:
@@ -29,45 +27,6 @@ def collectives(text: str) -> Counter[str]:
 
 
 def layer_collectives(text: str) -> Counter[str]:
-    """The exchanges of one layer: those in the innermost loop that has any; empty if none has."""
-    computations = _computations(text)
-    bodies = {name for lines in computations.values() for name in _BODY.findall("\n".join(lines))}
-    inside = {name: _reached(name, computations) for name in bodies}
-    found = {
-        name: collectives("\n".join(line for part in parts for line in computations[part]))
-        for name, parts in inside.items()
-    }
-    innermost = [
-        count
-        for name, count in found.items()
-        if count and not any(found[other] for other in inside[name] & bodies - {name})
-    ]
-    return max(innermost, key=lambda count: count.total(), default=Counter())
-
-
-def _computations(text: str) -> dict[str, list[str]]:
-    """Each computation's lines, by its name."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            lines = found[match[1]] = []
-        else:
-            lines.append(line)
-    return found
-
-
-def _reached(name: str, computations: dict[str, list[str]]) -> set[str]:
-    """A computation and all that it calls."""
-    reached: set[str] = set()
-    waiting = [name]
-    while waiting:
-        here = waiting.pop()
-        if here in reached or here not in computations:
-            continue
-        reached.add(here)
-        for line in computations[here]:
-            waiting += _CALLED.findall(line)
-            for names in _BRANCHES.findall(line):
-                waiting += [part.strip().lstrip("%") for part in names.split(",")]
-    return reached
+    """The exchanges of one layer, in a program that walks through the layers in a loop."""
+    found = _OPERATION.finditer(text)
+    return Counter(match[1] for match in found if _OF_LAYER.search(match[0]))

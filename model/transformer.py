@@ -20,6 +20,7 @@ from jax import lax
 
 from model.attention import Queries, attention, rotary, rotate_and_write
 from model.config import Grok1Config
+from model.hlo import LAYER
 from model.kernels.accelerator import Kernels
 from model.kernels.cpu import products
 from model.kernels.cpu.products import PackedTensor
@@ -116,6 +117,7 @@ def forward(
     return _each_layer(step, params["layers"], (hidden, cache))
 
 
+@jax.named_scope(LAYER)
 def transformer_layer(
     net: Network,
     layer: Layer,

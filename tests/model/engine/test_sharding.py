@@ -97,45 +97,27 @@ def test_sums_in_any_order_answer_as_one(alone):
 PROGRAM = """\
 HloModule step
 
-%sum (a: f32[], b: f32[]) -> f32[] {
-  ROOT %add = f32[] add(%a, %b)
-}
-
-%inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %g = f32[8]{0} all-gather-start(%x), dimensions={0}
-  %d = f32[8]{0} all-gather-done(%g)
+%layer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = f32[8]{0} all-to-all(%x), dimensions={0}, metadata={op_name="jit(f)/while/layer/all_to_all"}
+  %g = f32[8]{0} all-gather-start(%a), metadata={op_name="jit(f)/while/layer/gather"}
+  %d = f32[8]{0} all-gather-done(%g), metadata={op_name="jit(f)/while/layer/gather"}
   ROOT %t = (s32[], f32[8]) tuple(%i, %d)
 }
 
-%layer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %a = f32[8]{0} all-to-all(%x), dimensions={0}
-  %c = f32[8]{0} conditional(%b, %x, %x), branch_computations={%yes, %no}
-  ROOT %t = (s32[], f32[8]) tuple(%i, %c)
-}
-
-%yes (x: f32[8]) -> f32[8] {
-  ROOT %r = f32[8]{0} all-reduce(%x), to_apply=%sum
-}
-
-%no (x: f32[8]) -> f32[8] {
-  ROOT %x = f32[8]{0} parameter(0)
-}
-
-%rounds (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %w = (s32[], f32[8]) while(%p), condition=%always, body=%layer
-  %s = f32[8]{0} reduce-scatter(%x), to_apply=%sum
-  ROOT %t = (s32[], f32[8]) tuple(%i, %s)
+%tile (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %g = f32[8]{0} all-gather(%x), dimensions={0}, metadata={op_name="jit(f)/while/layers/all_gather"}
+  ROOT %t = (s32[], f32[8]) tuple(%i, %g)
 }
 
 ENTRY %main (x: f32[8]) -> f32[8] {
-  %k = (s32[], f32[8]) while(%x), condition=%always, body=%rounds
-  ROOT %r = f32[8]{0} get-tuple-element(%k), index=1
+  %k = (s32[], f32[8]) while(%x), condition=%always, body=%layer
+  %w = (s32[], f32[8]) while(%k), condition=%always, body=%tile
+  %s = f32[8]{0} reduce-scatter(%w), to_apply=%sum
+  ROOT %r = f32[8]{0} get-tuple-element(%w), index=1
 }
 """
 
 
-def test_exchanges_are_counted_in_the_loop_over_layers():
-    assert hlo.layer_collectives(PROGRAM) == {"all-to-all": 1, "all-reduce": 1}
-    everything = {"all-to-all": 1, "all-reduce": 1, "reduce-scatter": 1, "all-gather": 1}
-    assert hlo.collectives(PROGRAM) == everything
-    assert not hlo.layer_collectives("ENTRY %main (x: f32[8]) -> f32[8] {\n}\n")
+def test_exchanges_are_counted_by_what_they_are_for():
+    assert hlo.layer_collectives(PROGRAM) == {"all-to-all": 1, "all-gather": 1}
+    assert hlo.collectives(PROGRAM) == {"all-to-all": 1, "all-gather": 2, "reduce-scatter": 1}
