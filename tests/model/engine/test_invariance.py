@@ -29,11 +29,17 @@ SIZE = 16
 class Steps:
     """The network as the decode and the prefill step run it, on a cache of random prompts."""
 
-    def __init__(self, numerics: str):
+    def __init__(self, numerics: str, kv_cache_dtype: str):
         checkpoint = open_checkpoint(str(GOLDEN))
         mode = MODES[numerics]
         mesh = make_mesh(1, checkpoint.config, jax.devices())
-        options = EngineOptions(numerics=numerics, slots=24, prefill_rows=96, block_size=SIZE)
+        options = EngineOptions(
+            numerics=numerics,
+            kv_cache_dtype=kv_cache_dtype,
+            slots=24,
+            prefill_rows=96,
+            block_size=SIZE,
+        )
         shapes = choose_shapes(
             checkpoint.config,
             options,
@@ -42,11 +48,14 @@ class Steps:
         shapes = dataclasses.replace(shapes, tile_rows=8, prefill_tile_rows=32)
         packed = layout.kernels_fit(checkpoint.config, options, mesh)
         weights = layout.choose_layout("cpu", mode, packed=packed)
-        self.plan = Plan(checkpoint.config, mode, weights, shapes, mesh)
+        int8 = kv_cache_dtype == "int8"
+        self.plan = Plan(checkpoint.config, mode, weights, shapes, mesh, quantized_cache=int8)
         self.params = load_params(checkpoint.read_parts, checkpoint.config, mesh, mode, weights)
         rng = np.random.default_rng(0)
+        spread = {jnp.dtype(jnp.int8): 40.0}
         self.cache = jax.tree.map(
-            lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), abstract_cache(self.plan)
+            lambda a: jnp.asarray(rng.normal(size=a.shape) * spread.get(a.dtype, 1.0), a.dtype),
+            abstract_cache(self.plan),
         )
         self.decode = jax.jit(lambda *a: forward(self.plan.decoding, self.params, *a)[0])
         self.prefill = jax.jit(lambda *a: forward(self.plan.prefilling, self.params, *a)[0])
@@ -105,9 +114,12 @@ class Steps:
         )
 
 
-@pytest.fixture(scope="module", params=["float32", "bf16"])
+INT8_CACHE = pytest.param(("bf16", "int8"), marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[("float32", "auto"), ("bf16", "auto"), INT8_CACHE])
 def network(request):
-    return Steps(request.param)
+    return Steps(*request.param)
 
 
 def test_decode_rows_do_not_see_each_other(network):
@@ -190,9 +202,10 @@ def answer(output):
     )
 
 
-@pytest.mark.parametrize("numerics", ["float32", "bf16"])
-def test_answers_do_not_depend_on_what_runs_beside_them(engines, talking, numerics):
-    engine = engines(talking, numerics=numerics)
+@pytest.mark.parametrize("how", [("float32", "auto"), ("bf16", "auto"), INT8_CACHE])
+def test_answers_do_not_depend_on_what_runs_beside_them(engines, talking, how):
+    numerics, cache = how
+    engine = engines(talking, numerics=numerics, kv_cache_dtype=cache)
     order = list(range(36))
     together = [answer(f.result()) for f in engine.submit_all([ask(i) for i in order])]
     backwards = [answer(f.result()) for f in engine.submit_all([ask(i) for i in order[::-1]])]
