@@ -30,3 +30,9 @@ def layer_collectives(text: str) -> Counter[str]:
     """The exchanges of one layer, in a program that walks through the layers in a loop."""
     found = _OPERATION.finditer(text)
     return Counter(match[1] for match in found if _OF_LAYER.search(match[0]))
+
+
+def float_arrays(text: str, shape: tuple[int, ...]) -> int:
+    """How often floating-point arrays [..., *shape] stand in a program, inside fusions too."""
+    end = ",".join(map(str, shape))
+    return len(re.findall(rf"\b(?:bf16|f16|f32)\[(?:\d+,)*{end}\]", text))

@@ -18,7 +18,7 @@ from model.config import Grok1Config
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
 from model.engine.programs import STEERED, Plan, Step, abstract_cache, steps
-from model.hlo import collectives, layer_collectives
+from model.hlo import collectives, float_arrays, layer_collectives
 from model.layout import abstract_params, choose_layout, held_bytes
 from model.machines import MachineProfile, find_machine
 from model.numerics import MODES
@@ -119,12 +119,22 @@ def answer(
         "weights_bytes": _bytes(params),
         "cache_bytes": _bytes(abstract_cache(plan)),
         "slots_bytes": _bytes(slots),
-        "steps": {name: compile_step(made[name], plan.mesh) for name in names or usual},
+        "steps": {
+            name: compile_step(made[name], plan.mesh, _expert_shape(params))
+            for name in names or usual
+        },
     }
 
 
-def compile_step(step: Step, mesh: Mesh) -> dict[str, Any]:
-    """What the compiler says of one step; it may refuse one that memory does not suffice for."""
+def compile_step(step: Step, mesh: Mesh, expert: tuple[int, ...]) -> dict[str, Any]:
+    """What the compiler says of one step; it may refuse one that memory does not suffice for.
+
+    Args:
+      step: which.
+      mesh: what for.
+      expert: shape [in, out] of one expert's matrix on a device; floating-point arrays of it are
+        counted, since integers would have been widened into them.
+    """
     started = time.perf_counter()
     try:
         compiled = step.lower(mesh).compile()
@@ -147,8 +157,15 @@ def compile_step(step: Step, mesh: Mesh) -> dict[str, Any]:
         "code_bytes": memory.generated_code_size_in_bytes,
         "collectives": dict(collectives(text)),
         "layer_collectives": dict(layer_collectives(text)),
+        "widened_experts": float_arrays(text, expert),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _expert_shape(params: Any) -> tuple[int, ...]:
+    """Of an expert's ``gate`` and ``up``. Rows of ``prefill`` may well have that of ``down``."""
+    values = params["layers"]["gate"].values
+    return values.sharding.shard_shape(values.shape)[-2:]
 
 
 def _bytes(tree: Any) -> int:

@@ -121,3 +121,16 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 def test_exchanges_are_counted_by_what_they_are_for():
     assert hlo.layer_collectives(PROGRAM) == {"all-to-all": 1, "all-gather": 1}
     assert hlo.collectives(PROGRAM) == {"all-to-all": 1, "all-gather": 2, "reduce-scatter": 1}
+
+
+def test_a_widened_weight_is_found_in_a_fusion():
+    text = """\
+%fused (p: s8[8,64,32]) -> bf16[64,32] {
+  %p = s8[8,64,32]{2,1,0} parameter(0)
+  ROOT %c = bf16[64,32]{1,0} convert(%slice)
+}
+ENTRY %main (w: s8[8,64,32], x: f32[164,32]) -> f32[2,32,64] {
+"""
+    assert hlo.float_arrays(text, (64, 32)) == 2
+    assert hlo.float_arrays(text, (32, 64)) == 1
+    assert hlo.float_arrays(text, (4, 32)) == 0
