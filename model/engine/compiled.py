@@ -36,6 +36,11 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
         self._lock = threading.Lock()
         self.seconds = 0.0
 
+    @property
+    def ready(self) -> int:
+        """How many steps are compiled."""
+        return len(self._compiled)
+
     def prepare(
         self, progress: Callable[[int, int, Sequence[str]], None], scores_only: bool = False
     ) -> None:

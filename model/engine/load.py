@@ -1,7 +1,6 @@
 """From a checkpoint to what an engine is made of: weights on the devices, compiled steps."""
 
 import dataclasses
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -103,10 +102,10 @@ def load(
     tuning = Tuning(options.tuning) if platform == "gpu" and options.tuning else None
     cache = open_cache(options, meshes[0], tuning)
     compiled = [CompiledSteps(plan, tuning, cache) for plan in plans]
-    ready = itertools.count(1)
 
     def told(_: int, total: int, names: Sequence[str]) -> None:
-        progress("compiling", next(ready), total * len(plans), names)
+        done = sum(steps.ready for steps in compiled)
+        progress("compiling", done, total * len(plans), names)
 
     pool = ThreadPoolExecutor(len(plans), thread_name_prefix="grok1-prepare")
     with telling(plans[0], options), pool:

@@ -177,9 +177,8 @@ class Loop:
             rows = no_rows(self._shapes, self._vocabulary)
             table_rows(steered[start : start + FILL_ROWS], rows)
             self._runner.fill_tables(rows)
-        drafted = [
-            s for a in admissions if self._shapes.drafts and (s := a.sequence) in self._samples
-        ]
+        drafted = [a.sequence for a in admissions if a.sequence in self._samples]
+        drafted = drafted if self._shapes.drafts else []
         for start in range(0, len(drafted), FILL_ROWS):
             some = drafted[start : start + FILL_ROWS]
             self._runner.fill_histories(*histories(some, self._shapes))
