@@ -19,7 +19,7 @@ MOST_SLOTS = 1024
 
 _GIB = 1 << 30
 
-_STATE_BYTES = 74 + 4 * MAX_EARLY_STOPS
+_STATE_BYTES = 78 + 4 * MAX_EARLY_STOPS
 """Of a slot's state on each device: flags, counters and knobs, and ids that end it."""
 
 _MB = 1e6
@@ -112,13 +112,14 @@ class Room:
         return tokens * cache_bytes_per_token(q.config, options) // q.profile.devices
 
     def slots_bytes(self, slots: int) -> int:
-        """What else is kept of the slots, spare ones included: their state, masks and tables."""
+        """What else is kept of the slots, spare ones included: state, masks, tables, histories."""
         devices, config = self.question.profile.devices, self.question.config
         held = admitted(slots, devices)
         counts_and_masks = 2 * config.vocab_size + 4 * -(-config.vocab_size // 32)
         tables = counts_and_masks + 8 * MAX_BIASES + 7 * MAX_BAD_WORD_TOKENS
         pages = self.question.padded_context // ACCELERATOR_BLOCK
-        return held // devices * tables + held * (_STATE_BYTES + 4 * pages)
+        history = 4 * self.question.context + 4
+        return held // devices * tables + held * (_STATE_BYTES + 4 * pages + history)
 
     def steps_bytes(self, slots: int) -> int:
         """Temporaries of the hungriest step, and the programs."""

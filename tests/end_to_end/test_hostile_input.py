@@ -112,7 +112,7 @@ def test_formulas_for_a_spreadsheet(generate, tmp_path):
     assert main(export) == 0
     with open(to, newline="") as file:
         assert [row["=cell"] for row in csv.DictReader(file)] == cells
-    assert main([*export, "--spreadsheet"]) == 0
+    assert main([*export, "--spreadsheet", "--overwrite"]) == 0
     with open(to, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["'=cell"] for row in rows] == [f"'{cell}" for cell in cells[:5]] + cells[5:]
