@@ -10,12 +10,15 @@ docs/performance.md.
 import argparse
 import datetime
 import json
+import os
 import pathlib
 import platform
 import statistics
+import tempfile
 import time
 
-from bench import markdown
+from bench import markdown, models
+from bench.workloads import uniform
 from model.engine.engine import Engine
 from model.engine.options import DRAFTS, EngineOptions
 from model.engine.request import Request, RequestOutput
@@ -45,17 +48,26 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="keep the figures")
     given = parser.parse_args()
 
-    options = [EngineOptions(slots=_SLOTS, draft_tokens=drafts) for drafts in (0, DRAFTS)]
-    off, on = (Engine.from_checkpoint(_MODEL, options=each) for each in options)
-    with off, on:
-        cases = [
-            measure(off, on, name, rows, given.rounds)
-            for name in ("extraction", "free")
-            for rows in given.rows
-        ]
+    options = [
+        EngineOptions(slots=_SLOTS, draft_tokens=drafts, max_context=512) for drafts in (0, DRAFTS)
+    ]
+    cases = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = str(models.checkpoint(pathlib.Path(folder)))
+        for model, url, name in (
+            ("demo model", _MODEL, "extraction"),
+            ("demo model", _MODEL, "free"),
+            ("bench model", bench, "free"),
+        ):
+            off, on = (Engine.from_checkpoint(url, options=each) for each in options)
+            with off, on:
+                for rows in given.rows:
+                    requests = make(on, name, rows)
+                    what = {"model": model, "workload": name, "rows": rows}
+                    cases.append({**what, **measure(off, on, requests, given.rounds)})
     found = {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {off.provenance()['devices']} device(s)",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "rounds": given.rounds,
         "cases": cases,
     }
@@ -66,9 +78,8 @@ def main() -> None:
         markdown.replace(_DOCUMENT, "drafts", summary(found))
 
 
-def measure(off: Engine, on: Engine, name: str, rows: int, rounds: int) -> dict:
+def measure(off: Engine, on: Engine, requests: list[Request], rounds: int) -> dict:
     """Seconds of each round without and with drafts, and what came of these."""
-    requests = make(on, name, rows)
     before = on.stats()
     seconds: dict[str, list[float]] = {"off": [], "on": []}
     for number in range(rounds + 1):
@@ -81,8 +92,6 @@ def measure(off: Engine, on: Engine, name: str, rows: int, rounds: int) -> dict:
         assert answers[0] == answers[1], "drafts changed an answer"
     after = on.stats()
     return {
-        "workload": name,
-        "rows": rows,
         "seconds": seconds,
         "drafted": after.drafted_tokens - before.drafted_tokens,
         "accepted": after.accepted_tokens - before.accepted_tokens,
@@ -95,14 +104,19 @@ def measure(off: Engine, on: Engine, name: str, rows: int, rounds: int) -> dict:
 
 def make(engine: Engine, name: str, rows: int) -> list[Request]:
     """The requests of a workload."""
+    temperature = 0.0 if name == "extraction" else 1.0
+    params = SamplingParams(temperature=temperature, max_tokens=_TOKENS, ignore_eos=True)
     tokenizer = engine.tokenizer
-    assert tokenizer is not None
+    if tokenizer is None:
+        ids = [job.prompt for job in uniform(rows)]
+        return [
+            Request(prompt_token_ids=p, params=params, address=str(i)) for i, p in enumerate(ids)
+        ]
     texts = [RECORDS[i % len(RECORDS)] for i in range(rows)]
     if name == "extraction":
-        prompts, temperature = [text * 3 + text[: 8 + i] for i, text in enumerate(texts)], 0.0
+        prompts = [text * 3 + text[: 8 + i] for i, text in enumerate(texts)]
     else:
-        prompts, temperature = [f"{i}. {text}" for i, text in enumerate(texts)], 1.0
-    params = SamplingParams(temperature=temperature, max_tokens=_TOKENS, ignore_eos=True)
+        prompts = [f"{i}. {text}" for i, text in enumerate(texts)]
     return [
         Request(prompt_token_ids=tuple(tokenizer.encode(p)), params=params, address=p)
         for p in prompts
@@ -124,7 +138,7 @@ def summary(found: dict) -> str:
         ]
         share = f"{case['accepted'] / case['drafted']:.0%}" if case["drafted"] else "none"
         drafted = f"{case['drafted'] / case['tokens']:.2f}"
-        what = f"{case['workload']}, {case['rows']} rows"
+        what = f"{case['workload']}, {case['model']}, {case['rows']} rows"
         rows.append((what, *rates, f"{case['faster']:.2f}×", drafted, share))
     header = ("workload", "tokens/s without", "with", "faster ¹", "drafts a token", "right")
     return (
