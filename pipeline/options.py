@@ -8,9 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from model.config import GROK_1
 from model.engine.options import NUMERICS_VERSION, EngineOptions
 from schemas.error import SetupError
-from schemas.sampling import MAX_LOGPROBS, SamplingParams
+from schemas.sampling import MAX_LOGPROBS, TO_CONTEXT_END, SamplingParams
 
 OVER_LENGTH = ("error", "truncate_left", "truncate_right")
 """What becomes of a prompt that leaves no room for ``max_tokens``: an error row, or its last
@@ -246,7 +247,9 @@ class GenerateOptions(JobOptions):
     @property
     def tokens_drawn(self) -> int:
         """See ``JobOptions``."""
-        return self.sampling.max_tokens
+        to_end = self.sampling.max_tokens == TO_CONTEXT_END
+        most = self.engine.max_context or GROK_1.sequence_len
+        return most if to_end else self.sampling.max_tokens
 
     def result_settings(self) -> dict[str, Any]:
         """See ``JobOptions``."""

@@ -45,7 +45,8 @@ def prepare_chunk(
             echoes.append(_echo(row, fitted, len(fitted) < len(ids), tokenizer))
         ends = len(fitted) == len(ids) or options.over_length != "truncate_right"
         heals = options.token_healing and ends
-        requests.append(_request(row, tuple(fitted), address, tokenizer if heals else None))
+        healer = tokenizer if heals else None
+        requests.append(_request(row, tuple(fitted), address, healer, job.max_context))
     return PromptChunk(
         chunk=chunk,
         rows=rows,
@@ -61,7 +62,7 @@ def prepare_chunk(
 
 
 def _request(
-    row: PromptRow, ids: tuple[int, ...], address: str, healer: Tokenizer | None
+    row: PromptRow, ids: tuple[int, ...], address: str, healer: Tokenizer | None, max_context: int
 ) -> Request:
     """The row's request, its last token taken off if ``healer`` finds that it can be healed."""
     params, healed = row.params, None
@@ -69,7 +70,8 @@ def _request(
     if healer is not None and row.text is not None and not begins:
         healed = ids[-1] if healer.can_heal(ids) else None
     kept = ids if healed is None else ids[:-1]
-    return Request(prompt_token_ids=kept, params=params, address=address, healed=healed)
+    request = Request(prompt_token_ids=kept, params=params, address=address, healed=healed)
+    return request.within(max_context)
 
 
 def _echo(row: PromptRow, ids: list[int], cut: bool, tokenizer: Tokenizer | None) -> str:
@@ -94,7 +96,7 @@ def fit(
       job: the job.
       is_text: whether the prompt was given as text, which the BOS policy applies to.
     """
-    room = job.max_context - params.max_tokens
+    room = job.max_context - params.least_room
     if len(ids) <= room:
         return ids
     head = ids[: 1 if is_text and job.options.bos == "always" else 0]
@@ -103,8 +105,8 @@ def fit(
         column = job.roles.prompt if is_text else job.roles.prompt_token_ids
         return RowError(
             ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"prompt of {len(ids)} tokens and max_tokens={params.max_tokens} exceed the context "
-            f"of {job.max_context}",
+            f"prompt of {len(ids)} tokens and {params.told_room} exceed the context of "
+            f"{job.max_context}",
             "max_tokens" if room < 1 else column or "prompt",
         )
     body = ids[len(head) :]

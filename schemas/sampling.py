@@ -24,6 +24,10 @@ and stop ids of a row that has ``min_tokens``, the end of the text included."""
 MAX_SAMPLES = 16384
 """Most completions of one prompt (vLLM's default bound)."""
 
+TO_CONTEXT_END = -1
+"""As ``max_tokens``: as many tokens as the context has room for (vLLM's None, which a null cannot
+say in a column: there it leaves the job's value)."""
+
 MAX_TEMPERATURE = 2.0
 MIN_TEMPERATURE = 0.01
 """Above the former a temperature is refused, as by vLLM and OpenAI; one below the latter, unless it
@@ -74,7 +78,7 @@ class SamplingParams:
       stop_token_ids: token ids that end the completion.
       include_stop_str_in_output: keep the stop string at the end of the text.
       ignore_eos: go on past the end-of-sequence token.
-      max_tokens: most tokens of a completion.
+      max_tokens: most tokens of a completion; -1, or None in Python, for up to the context's end.
       min_tokens: no EOS, even an ignored one, no stop token and no end by a stop string before this
         many tokens.
       logprobs: per token, its log-probability and those of this many likeliest tokens.
@@ -118,7 +122,7 @@ class SamplingParams:
             object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.seed == -1:  # as vLLM has it
             object.__setattr__(self, "seed", None)
-        if self.min_tokens > self.max_tokens:
+        if self.min_tokens > self.max_tokens != TO_CONTEXT_END:
             raise InvalidParameter(
                 "min_tokens",
                 f"must not exceed max_tokens={self.max_tokens}, got {self.min_tokens}",
@@ -165,6 +169,22 @@ class SamplingParams:
         """Whether a completion's tokens have to be looked at to know whether it has ended."""
         return bool(self.stop) or self.repetition_detection is not None
 
+    @property
+    def least_room(self) -> int:
+        """Tokens of the context that a prompt has to leave free."""
+        return max(1, self.min_tokens, self.max_tokens)
+
+    @property
+    def told_room(self) -> str:
+        """The same as messages call it."""
+        to_end = self.max_tokens == TO_CONTEXT_END
+        return f"{'a completion of ' if to_end else 'max_tokens='}{self.least_room}"
+
+    def within(self, room: int) -> "SamplingParams":
+        """These parameters where the context has ``room``, at least the least, for a completion."""
+        to_end = self.max_tokens == TO_CONTEXT_END
+        return dataclasses.replace(self, max_tokens=room) if to_end else self
+
     def token_id_lists(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Each parameter that holds token ids, and these, to be checked against a vocabulary."""
         return (
@@ -201,6 +221,13 @@ def _temperature(name: str, value: Any) -> float:
     return value if value == 0 else max(value, MIN_TEMPERATURE)
 
 
+def _max_tokens(name: str, value: Any) -> int:
+    value = checks.integer(TO_CONTEXT_END, 2**31 - 1, optional=True)(name, value)
+    if value == 0:
+        raise InvalidParameter(name, f"must be at least 1, or {TO_CONTEXT_END}, got 0")
+    return TO_CONTEXT_END if value is None else value
+
+
 _CHECKS: dict[str, checks.Check] = {
     "n": checks.integer(1, MAX_SAMPLES),
     "beam_width": checks.integer(1, MAX_BEAM_WIDTH, optional=True),
@@ -220,7 +247,7 @@ _CHECKS: dict[str, checks.Check] = {
     "stop_token_ids": checks.token_ids,
     "include_stop_str_in_output": checks.boolean,
     "ignore_eos": checks.boolean,
-    "max_tokens": checks.integer(1, 2**31 - 1),
+    "max_tokens": _max_tokens,
     "min_tokens": checks.integer(0, 2**31 - 1),
     "logprobs": checks.integer(0, MAX_LOGPROBS, optional=True),
     "prompt_logprobs": checks.integer(0, MAX_LOGPROBS, optional=True),

@@ -49,6 +49,7 @@ class Intake:
         try:
             max_context = self._shapes.max_context
             rules = resolve(request, self._config, max_context, self._tokenizer, self._constrainer)
+            request = request.within(max_context)
             check_room(request, self._shapes)
         except Unanswerable as found:
             prompt = request.prompt_token_ids

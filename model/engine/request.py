@@ -38,6 +38,11 @@ class Request:
         drawn = not params.settled and params.seed is None
         return self.prompt_token_ids, self.healed, params, self.address if drawn else ""
 
+    def within(self, max_context: int) -> "Request":
+        """This request with ``max_tokens`` as a number, where it goes up to the context's end."""
+        params = self.params.within(max_context - len(self.prompt_token_ids))
+        return self if params is self.params else dataclasses.replace(self, params=params)
+
     @property
     def samples(self) -> int:
         """How many sequences go on from the prompt: a completion each, or a beam."""

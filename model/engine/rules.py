@@ -95,11 +95,9 @@ def _check(request: Request, vocabulary: int, max_context: int) -> None:
         if wrong is not None:
             message = f"{name} holds {wrong}, outside the vocabulary of {vocabulary}"
             raise Unanswerable(RowError(ErrorCode.TOKEN_ID_OUT_OF_RANGE, message, name))
-    if len(ids) + params.max_tokens > max_context:
-        message = (
-            f"prompt of {len(ids)} tokens and max_tokens={params.max_tokens} exceed the "
-            f"context of {max_context}"
-        )
+    if len(ids) + params.least_room > max_context:
+        message = f"prompt of {len(ids)} tokens and {params.told_room} exceed the context of "
+        message += f"{max_context}"
         raise Unanswerable(RowError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, "max_tokens"))
 
 

@@ -8,6 +8,7 @@ from schemas.sampling import (
     MAX_BEAM_WIDTH,
     MAX_LOGPROBS,
     PARAM_NAMES,
+    TO_CONTEXT_END,
     InvalidParameter,
     SamplingParams,
 )
@@ -69,7 +70,12 @@ def add_sampling(group: Any) -> None:
         help="keep the stop string in the text",
     )
     add("--ignore-eos", action="store_true", default=None, help="go on past the end of the text")
-    add("--max-tokens", type=int, metavar="N", help=f"most tokens ({default.max_tokens})")
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help=f"most tokens; {TO_CONTEXT_END} is up to the context's end ({default.max_tokens})",
+    )
     add("--min-tokens", type=int, metavar="N", help="no end before so many tokens (0)")
     add(
         "--repetition-detection",

@@ -111,6 +111,20 @@ def test_max_tokens_that_leave_no_room_are_an_error_under_any_policy(only):
     assert len(chunk.requests[0].prompt_token_ids) == 1
 
 
+def test_completions_may_reach_to_the_contexts_end(only):
+    table = {
+        "prompt_token_ids": [[5] * 200, [5] * 256, [5] * 253, [5] * 9],
+        "max_tokens": [-1, -1, -1, None],
+        "min_tokens": [0, 0, 4, 0],
+    }
+    chunk = only(table)
+    assert [request.params.max_tokens for request in chunk.requests] == [56, 16]
+    assert "prompt of 256 tokens and a completion of 1 exceed" in chunk.errors[1].message
+    assert "prompt of 253 tokens and a completion of 4 exceed" in chunk.errors[2].message
+    chunk = only(table, over_length="truncate_left", overwrite=True)
+    assert [request.params.max_tokens for request in chunk.requests] == [56, 1, 4, 16]
+
+
 @given(
     length=st.integers(1, 400),
     max_tokens=st.integers(1, 300),

@@ -84,6 +84,7 @@ def test_defaults_are_vllms():
         ("stop_token_ids", [1.5]),
         ("ignore_eos", 1),
         ("max_tokens", 0),
+        ("max_tokens", -2),
         ("max_tokens", math.inf),
         ("min_tokens", -1),
         ("min_tokens", 17),
@@ -145,6 +146,15 @@ def test_repetition_detection_may_come_in_several_forms(value):
 def test_a_low_temperature_is_raised_as_in_vllm():
     assert SamplingParams(temperature=1e-5).temperature == 0.01
     assert SamplingParams(temperature=0).temperature == 0
+
+
+def test_max_tokens_may_reach_to_the_contexts_end():
+    params = SamplingParams(max_tokens=None, min_tokens=5)
+    assert params == SamplingParams(max_tokens=-1, min_tokens=5)
+    assert SamplingParams().override({"max_tokens": -1}).max_tokens == -1
+    assert (params.least_room, params.within(30).max_tokens) == (5, 30)
+    numbered = SamplingParams(max_tokens=7, min_tokens=5)
+    assert (numbered.least_room, numbered.within(30)) == (7, numbered)
 
 
 def test_early_stops_are_bounded():

@@ -223,8 +223,9 @@ def test_a_wrong_request_is_its_own_error(engine, prompt, params, code, param):
 
 
 def test_the_whole_context_can_be_used(engine):
-    output = one(engine, [5] * 250, max_tokens=6, ignore_eos=True)
-    assert len(output.outputs[0].token_ids) == 6
+    for most in (6, None):
+        output = one(engine, [5] * 250, max_tokens=most, ignore_eos=True)
+        assert len(output.outputs[0].token_ids) == 6
 
 
 def test_closing_answers_what_was_asked_and_leaves_no_thread():
