@@ -63,10 +63,14 @@ def fit(context: Ids, continuation: Ids, max_context: int, keep: bool = False) -
     Returns:
       The whole context where no end of it would do.
     """
-    room = max_context + 1 - len(continuation)
-    if len(context) <= room or room < 1:
-        return context
-    return [*context[:1], *context[len(context) - room + 1 :]] if keep else context[-room:]
+    return keep_end(context, max_context + 1 - len(continuation), keep)
+
+
+def keep_end(tokens: Ids, room: int, keep: bool = False) -> Ids:
+    """The last ``room`` tokens, with ``keep`` the first and the last others; all if room is none."""
+    if len(tokens) <= room or room < 1:
+        return tokens
+    return [*tokens[:1], *tokens[len(tokens) - room + 1 :]] if keep else tokens[-room:]
 
 
 def group(

@@ -5,6 +5,8 @@ Importing this module registers it; as a command it is the harness with it regis
   python -m model.lm_eval run --model grok1 --model_args checkpoint=ckpt --tasks hellaswag
 """
 
+import collections
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
@@ -58,7 +60,8 @@ class Grok1LM(LM):
           devices: of the mesh.
           bos: whether contexts and prompts begin with the BOS token.
           stride: of windows in longer documents; see ``evaluation.score_documents``.
-          max_gen_toks: most tokens of a completion where a task does not say.
+          max_gen_toks: most tokens of a completion where a task does not say; never more than
+            half of the context.
           run_seed: what the randomness of sampled completions derives from.
           batch_size: has no effect, as have the next two; the harness hands them to all models.
           max_batch_size: the same.
@@ -76,9 +79,10 @@ class Grok1LM(LM):
             self.engine.close()
             raise SetupError(f"{checkpoint} has no tokenizer.model; name one: tokenizer=FILE")
         self._tokenizer = self.engine.tokenizer
+        self._prefix = evaluation.prefix_token(self._tokenizer, self.engine.config.eos_token)
         self._bos = bos
         self._stride = stride
-        self._max_gen_toks = max_gen_toks
+        self._max_gen_toks = min(max_gen_toks, self.engine.max_context // 2)
         self._run_seed = run_seed
 
     def loglikelihood(
@@ -92,8 +96,7 @@ class Grok1LM(LM):
           ValueError: a continuation has no tokens, or more than the context.
         """
         pairs = [instance.args for instance in requests]
-        prefix = evaluation.prefix_token(self._tokenizer, self.engine.config.eos_token)
-        encoded = evaluation.encode_pairs(self._tokenizer, pairs, prefix, self._bos)
+        encoded = evaluation.encode_pairs(self._tokenizer, pairs, self._prefix, self._bos)
         cut = [(evaluation.fit(c, k, self.engine.max_context, self._bos), k) for c, k in encoded]
         answers = []
         for pair, output in zip(pairs, self.engine.score(cut), strict=True):
@@ -118,7 +121,8 @@ class Grok1LM(LM):
     def generate_until(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[str]:
         """The completion of each context, without the string that ended it.
 
-        What exceeds the context is left out at its beginning.
+        An empty context is the prefix token; what exceeds the context is left out at its beginning,
+        but for a BOS. What is drawn depends on the run's seed and what is asked, not on the order.
 
         Raises:
           InvalidParameter: a task asks for what is no sampling parameter.
@@ -128,8 +132,10 @@ class Grok1LM(LM):
         prompts = self._tokenizer.encode_batch([context for context, _ in asked], bos=self._bos)
         futures = self.engine.submit_all(
             [
-                self._request(prompt, options, place)
-                for place, (prompt, (_, options)) in enumerate(zip(prompts, asked, strict=True))
+                self._request(prompt or [self._prefix], options, address)
+                for prompt, (_, options), address in zip(
+                    prompts, asked, self._addresses(requests), strict=True
+                )
             ]
         )
         answers = []
@@ -141,19 +147,24 @@ class Grok1LM(LM):
             self.cache_hook.add_partial("generate_until", arguments, answers[-1])
         return answers
 
-    def _request(self, prompt: list[int], options: dict[str, Any], place: int) -> Request:
+    def _addresses(self, requests: list["Instance"]) -> Iterator[str]:
+        """What each request's randomness derives from; one that is repeated draws anew each time."""
+        seen: collections.Counter[tuple] = collections.Counter()
+        for asked in requests:
+            own = asked.task_name, asked.doc_id, asked.idx, asked.args[0]
+            yield f"{self._run_seed}/{own}/{seen[own]}"
+            seen[own] += 1
+
+    def _request(self, prompt: list[int], options: dict[str, Any], address: str) -> Request:
         given = dict(normalize_gen_kwargs(options, self._max_gen_toks))
         sampled = given.pop("do_sample", False)
         given.setdefault("temperature", 1.0 if sampled else 0.0)
         max_tokens = given.pop("max_gen_toks")
         stop = [text for text in given.pop("until", []) if text]
         params = SamplingParams(max_tokens=max_tokens).override({"stop": stop, **given})
-        room = self.engine.max_context - params.max_tokens
-        return Request(
-            prompt_token_ids=tuple(prompt[-room:] if room > 0 else prompt),
-            params=params,
-            address=f"{self._run_seed}/{place}",
-        )
+        room = self.engine.max_context - params.least_room
+        kept = evaluation.keep_end(prompt, room, self._bos)
+        return Request(prompt_token_ids=tuple(kept), params=params, address=address)
 
 
 if __name__ == "__main__":

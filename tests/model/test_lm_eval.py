@@ -16,12 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.checkpoint.source import open_checkpoint
+from model.engine.engine import Engine
+from model.engine.options import EngineOptions
 from pipeline import read_completions
 from pipeline.cli import main
+from schemas.sampling import SamplingParams
 from tests.model import reference
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 pytest.importorskip("datasets", reason="lm-evaluation-harness reads tasks' data with it")
+
+OPTIONS = EngineOptions(numerics="float32", slots=8)
 
 QUESTIONS = [
     {"question": "The capital of France is", "choices": [" Paris", " Rome", " a b c"], "answer": 0},
@@ -55,6 +60,13 @@ output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{choices[0]}}"
 generation_kwargs: {until: ["e"], max_gen_toks: 12, temperature: 0.0, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+""",
+    "local_until": """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[0]}}"
+generation_kwargs: {until: ["e", "a"]}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """,
 }
@@ -181,6 +193,51 @@ def test_completions_end_before_their_stop_string(results):
     texts = [sample["resps"][0][0] for sample in results["samples"]["local_completion"]]
     assert not any("e" in text for text in texts)
     assert len(set(texts)) > 1
+
+
+def test_a_task_need_say_no_more_than_where_to_end(results, talking):
+    with Engine.from_checkpoint(talking, options=OPTIONS) as engine:
+        for sample in results["samples"]["local_until"]:
+            params = SamplingParams(temperature=0, max_tokens=128, stop=["e", "a"])
+            [output] = engine.generate([sample["doc"]["question"]], params)
+            assert sample["resps"] == [[output.outputs[0].text]]
+
+
+@pytest.fixture(scope="module", params=[False, True])
+def lm(request, talking):
+    """The model, without and with BOS."""
+    from model.lm_eval import Grok1LM
+
+    made = Grok1LM(talking, numerics="float32", slots=8, bos=request.param)
+    yield made
+    made.engine.close()
+
+
+def asked(context: str, doc: int, **options):
+    from lm_eval.api.instance import Instance
+
+    return Instance("generate_until", {}, (context, options), 0, ("task", doc, 1))
+
+
+def test_what_is_drawn_does_not_depend_on_the_order(lm):
+    options = {"do_sample": True, "temperature": 1.3, "max_gen_toks": 8}
+    once = [asked("def f(", doc, **options) for doc in range(4)]
+    twice = [asked("def f(", 4, **options)] * 2
+    first = lm.generate_until([*once, *twice])
+    assert len(set(first)) > 4
+    again = lm.generate_until([*twice, *once[::-1]])
+    assert again == [*first[4:], *first[3::-1]]
+
+
+def test_a_prompt_has_a_beginning_however_long_it_is(lm, trained):
+    context, bos = "one two three four " * 60, [trained.bos_id]
+    ids = trained.encode(context, bos=lm._bos)
+    room = lm.engine.max_context - 10
+    assert len(ids) > room
+    cut = [*ids[:1], *ids[1 - room :]] if lm._bos else ids[-room:]
+    found = lm.generate_until([asked(text, 0, max_gen_toks=10) for text in ("", context)])
+    outputs = lm.engine.generate([bos, cut], SamplingParams(temperature=0, max_tokens=10))
+    assert found == [output.outputs[0].text for output in outputs]
 
 
 def test_the_module_is_the_harness_with_the_model_in_it(tasks, talking, tmp_path):
