@@ -148,7 +148,7 @@ class Grok1LM(LM):
         return answers
 
     def _addresses(self, requests: list["Instance"]) -> Iterator[str]:
-        """What each request's randomness derives from; one that is repeated draws anew each time."""
+        """What each one's randomness derives from; one that is repeated draws anew each time."""
         seen: collections.Counter[tuple] = collections.Counter()
         for asked in requests:
             own = asked.task_name, asked.doc_id, asked.idx, asked.args[0]
