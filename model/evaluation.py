@@ -67,7 +67,7 @@ def fit(context: Ids, continuation: Ids, max_context: int, keep: bool = False) -
 
 
 def keep_end(tokens: Ids, room: int, keep: bool = False) -> Ids:
-    """The last ``room`` tokens, the first one among them if ``keep``; all where there is no room."""
+    """The last ``room`` tokens, among them the first one if ``keep``; all if there is no room."""
     if len(tokens) <= room or room < 1:
         return tokens
     return [*tokens[:1], *tokens[len(tokens) - room + 1 :]] if keep else tokens[-room:]
