@@ -69,7 +69,7 @@ def test_2_wrong_usage(capsys, arguments):
     [
         (["--top-p", 2], "--top-p must be above 0 and at most 1, got 2.0"),
         (["--n", 2, "--temperature", 0], "--n must be 1 when temperature is 0 (greedy), got 2"),
-        (["--max-tokens", 0], "--max-tokens must be between 1 and 2147483647, got 0"),
+        (["--max-tokens", 0], "--max-tokens must be at least 1, or -1, got 0"),
         (["--allow-errors", 2], "--allow-errors must be a share between 0 and 1, got 2.0"),
         (["--slots", 0], "--slots must be a positive integer, got 0"),
         (["--devices", 3], "--devices must be 1, 2, 4 or 8, got 3"),

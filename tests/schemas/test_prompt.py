@@ -300,7 +300,7 @@ def test_constraints_in_columns():
 
 
 def test_a_bad_parameter_is_the_rows_own():
-    table = pa.table({"prompt": ["a", "b", "c"], "max_tokens": [4, -1, 5]})
+    table = pa.table({"prompt": ["a", "b", "c"], "max_tokens": [4, -2, 5]})
     rows, errors = check(table)
     assert [row.index for row in rows] == [0, 2]
     assert (errors[1].code, errors[1].param) == (ErrorCode.INVALID_PARAMETER, "max_tokens")
