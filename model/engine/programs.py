@@ -20,6 +20,7 @@ from model.engine.shapes import Shapes
 from model.engine.state import edit_slots, empty_slots
 from model.engine.tables import FILL_ROWS, Tables, empty_masks, empty_tables
 from model.kernels.accelerator import Kernels
+from model.kernels.cpu import build
 from model.layout import Layout, abstract_params, param_specs
 from model.numerics import Numerics
 from model.paged_cache import PagedCache, copy_pages
@@ -81,7 +82,7 @@ class Plan:
         """Whose kernels the steps use, as it is recorded."""
         if self.accelerator is not None:
             return self.accelerator.platform
-        return "avx512_bf16" if self.layout.packed else "plain"
+        return build.kind() if self.layout.packed else "plain"
 
     @property
     def cache_spec(self) -> PagedCache:

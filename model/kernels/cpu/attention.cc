@@ -37,11 +37,6 @@ struct Cache {
   bf16* at(int64_t page, int64_t head) const { return data + (page * heads + head) * block * size; }
 };
 
-bf16 round(float x) {
-  const __m128bh rounded = _mm_cvtneps_pbh(_mm_set_ss(x));
-  return static_cast<bf16>(_mm_extract_epi16((__m128i)rounded, 0));
-}
-
 // Rotates queries and keys, which are in float32 beside values: [T, (H + K + K) N]. Stores keys and
 // values at their places (rows of page 0 are in nobody's) and gives the queries.
 ffi::Error store(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> heads,
@@ -63,8 +58,8 @@ ffi::Error store(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> heads,
       bf16* query = reinterpret_cast<bf16*>(queries->typed_data()) + t * query_heads * size;
       for (int64_t h = 0; h < query_heads; ++h, x += size, query += size)
         for (int64_t i = 0; i < half; ++i) {
-          query[i] = round(low(i));
-          query[i + half] = round(high(i));
+          query[i] = to_bf16(low(i));
+          query[i + half] = to_bf16(high(i));
         }
       const int64_t to = page.typed_data()[t], row = offset.typed_data()[t];
       if (to == 0) continue;
@@ -72,13 +67,13 @@ ffi::Error store(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> heads,
         bf16* key = keys.at(to, h) + 2 * row;
         const auto place = [&](int64_t n) { return n / 2 * 2 * keys.block + n % 2; };
         for (int64_t i = 0; i < half; ++i) {
-          key[place(i)] = round(low(i));
-          key[place(i + half)] = round(high(i));
+          key[place(i)] = to_bf16(low(i));
+          key[place(i + half)] = to_bf16(high(i));
         }
       }
       for (int64_t h = 0; h < keys.heads; ++h, x += size) {
         bf16* value = values.at(to, h) + row / 2 * 2 * size + row % 2;
-        for (int64_t n = 0; n < size; ++n) value[2 * n] = round(x[n]);
+        for (int64_t n = 0; n < size; ++n) value[2 * n] = to_bf16(x[n]);
       }
     }
   });
@@ -116,6 +111,10 @@ void attend(const bf16* const* query, const int32_t* position, const Cache& keys
     norm[q] = _mm512_setzero_ps();
     for (int64_t v = 0; v < vectors; ++v) mixed[q][v] = _mm512_setzero_ps();
   }
+  alignas(64) bf16 together[Q][kMostVectors * kLanes];
+  for (int q = 0; q < Q; ++q) std::memcpy(together[q], query[q], size * sizeof(bf16));
+  Left<Q> left, shares;
+  left.read(together[0], kMostVectors * kLanes, size);
   const int64_t last = *std::max_element(position, position + Q);
   for (int64_t first = 0, i = 0; first <= last; first += block, ++i) {
     const bf16* key_page = keys.at(pages[i], head);
@@ -130,9 +129,8 @@ void attend(const bf16* const* query, const int32_t* position, const Cache& keys
       for (int q = 0; q < Q; ++q) even[q] = odd[q] = _mm512_setzero_ps();
       const auto add = [&](int64_t n, __m512* sum) {
         const bf16* at = key_page + 2 * (n / 2 * block + c);
-        const auto key = (__m512bh)_mm512_maskz_loadu_epi32(lanes, at);
-        for (int q = 0; q < Q; ++q)
-          sum[q] = _mm512_dpbf16_ps(sum[q], broadcast_pair(query[q] + n), key);
+        const Pairs key(lanes, at);
+        for (int q = 0; q < Q; ++q) sum[q] = left.add(sum[q], q, n, key);
       };
       int64_t n = 0;
       for (; n + 4 <= size; n += 4) {  // two chains, since one would wait for itself
@@ -145,19 +143,19 @@ void attend(const bf16* const* query, const int32_t* position, const Cache& keys
         const __mmask16 seen = lanes & first_lanes(position[q] + 1 - first - c);
         const __m512 weight =
             _mm512_maskz_mov_ps(seen, weigh(_mm512_add_ps(even[q], odd[q]), scale));
-        const __m256bh rounded = _mm512_cvtneps_pbh(weight);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(share[q]), (__m256i)rounded);
-        norm[q] = _mm512_add_ps(norm[q], _mm512_cvtpbh_ps(rounded));
+        const __m256i rounded = to_bf16(weight);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(share[q]), rounded);
+        norm[q] = _mm512_add_ps(norm[q], widen(rounded));
       }
+      shares.read(share[0], kLanes, kLanes);
       for (int64_t v = 0; v < vectors; ++v) {
         const __mmask16 in_head = first_lanes(size - v * kLanes);
         __m512 sum[Q];
         for (int q = 0; q < Q; ++q) sum[q] = mixed[q][v];
         for (int64_t k = 0; k < std::min(kLanes, block - c); k += 2) {
           const bf16* at = value_page + (c + k) * size + 2 * v * kLanes;
-          const auto value = (__m512bh)_mm512_maskz_loadu_epi32(in_head, at);
-          for (int q = 0; q < Q; ++q)
-            sum[q] = _mm512_dpbf16_ps(sum[q], broadcast_pair(share[q] + k), value);
+          const Pairs value(in_head, at);
+          for (int q = 0; q < Q; ++q) sum[q] = shares.add(sum[q], q, k, value);
         }
         for (int q = 0; q < Q; ++q) mixed[q][v] = sum[q];
       }
@@ -166,7 +164,7 @@ void attend(const bf16* const* query, const int32_t* position, const Cache& keys
   for (int q = 0; q < Q; ++q) {
     const __m512 total = _mm512_set1_ps(_mm512_reduce_add_ps(norm[q]));
     for (int64_t v = 0; v < vectors; ++v) {
-      const auto rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_div_ps(mixed[q][v], total));
+      const __m256i rounded = to_bf16(_mm512_div_ps(mixed[q][v], total));
       _mm256_mask_storeu_epi16(out[q] + v * kLanes, first_lanes(size - v * kLanes), rounded);
     }
   }

@@ -23,8 +23,11 @@ from model.private_folder import own_cache
 HANDLERS = ("matmul", "mixture", "store", "attention")
 
 _FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread")
-_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma")
+_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 """What the CPU must have, by the kernel's names, which without ``_`` are the compiler's too."""
+
+_FASTER = "avx512_bf16"
+"""What it is better to have: without it, values are widened to float32."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +62,16 @@ def _cpu_flags() -> list[str]:
         return []
 
 
+def kind() -> str:
+    """What the kernels multiply with here, as it is recorded."""
+    return _FASTER if _FASTER in _cpu_flags() else _FEATURES[0]
+
+
+def _flags() -> list[str]:
+    features = dict.fromkeys((*_FEATURES, kind()))
+    return [*_FLAGS, *("-m" + name.replace("_", "") for name in features)]
+
+
 def _compiler() -> str | None:
     names = (os.environ.get("CXX"), "g++", "clang++")
     return next((path for name in names if name and (path := shutil.which(name))), None)
@@ -71,7 +84,7 @@ def _built() -> Path:
     compiler = _compiler()
     assert compiler is not None
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    choices = [jaxlib.__version__, platform.machine(), *_FLAGS, *_FEATURES]
+    choices = [jaxlib.__version__, platform.machine(), *_flags()]
     texts = [path.read_bytes() for path in [*sources, *sorted(here.glob("*.h"))]]
     digest = hashlib.blake2b(digest_size=12)
     for fact in [version, *map(str.encode, choices), *texts]:
@@ -88,9 +101,8 @@ def _compile(compiler: str, sources: list[Path], library: Path) -> None:
     # Beside its place and then moved there: several processes may be at it at once.
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made = Path(scratch) / library.name
-        flags = [*_FLAGS, *("-m" + name.replace("_", "") for name in _FEATURES)]
         done = subprocess.run(
-            [compiler, *flags, f"-isystem{jax.ffi.include_dir()}", *map(str, sources), "-o", made],
+            [compiler, *_flags(), f"-isystem{jax.ffi.include_dir()}", *map(str, sources), "-o", made],
             capture_output=True,
             text=True,
         )

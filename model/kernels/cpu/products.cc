@@ -137,8 +137,8 @@ ffi::Error mixture(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x,
     for (int64_t panel = begin; panel < end; ++panel)
       multiply(groups.rows(expert, input, input_stride), left, left.panel(panel, 1),
                right.panel(panel, 1), [&](int64_t row, __m512 g, __m512 u) {
-                 const __m256bh value = _mm512_cvtneps_pbh(_mm512_mul_ps(gelu(g), u));
-                 _mm256_storeu_si256((__m256i*)(to + row * wide + panel * kLanes), (__m256i)value);
+                 auto* at = reinterpret_cast<__m256i*>(to + row * wide + panel * kLanes);
+                 _mm256_storeu_si256(at, to_bf16(_mm512_mul_ps(gelu(g), u)));
                });
   });
 

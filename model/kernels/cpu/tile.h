@@ -9,16 +9,11 @@
 #include <cstdint>
 #include <utility>
 
+#include "bf16.h"
+
 namespace grok1 {
 
-using bf16 = uint16_t;
-
-constexpr int64_t kLanes = 16;  // float32 values of a vector, columns of a panel
-constexpr int kTileRows = 12;   // with two sums a row, what the registers hold
-
-inline __m512bh broadcast_pair(const bf16* p) {
-  return (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p));
-}
+constexpr int kTileRows = 12;  // with two sums a row, what the registers hold
 
 // 16 columns of a weight.
 struct Panel {
@@ -58,23 +53,28 @@ void multiply_tile(Rows x, int64_t begin, const Weight& w, Panel low, Panel high
   __m512 total[R][2], sum[R][2];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm512_setzero_ps();
-  const int64_t pairs = w.rows / w.groups / 2;
+  const int64_t depth = w.rows / w.groups;
   const bf16* row = x.data + begin * x.stride;
+  Left<R> some;
   for (int64_t group = 0; group < w.groups; ++group) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-    for (int64_t k = group * pairs; k < (group + 1) * pairs; ++k) {
-      const auto left = (__m512bh)_mm512_loadu_si512(low.values + 2 * kLanes * k);
-      const auto right = (__m512bh)_mm512_loadu_si512(high.values + 2 * kLanes * k);
-      if (fetch_next) {
-        _mm_prefetch(low.next + 2 * kLanes * k, _MM_HINT_T1);
-        _mm_prefetch(high.next + 2 * kLanes * k, _MM_HINT_T1);
-      }
+    const int64_t end = (group + 1) * depth;
+    for (int64_t first = group * depth, count; first < end; first += count) {
+      count = std::min(end - first, kChunk);
+      some.read(row + first, x.stride, count);
+      for (int64_t k = 0; k < count; k += 2) {
+        const int64_t at = kLanes * (first + k);
+        const Pairs left(low.values + at), right(high.values + at);
+        if (fetch_next) {
+          _mm_prefetch(low.next + at, _MM_HINT_T1);
+          _mm_prefetch(high.next + at, _MM_HINT_T1);
+        }
 #pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const __m512bh value = broadcast_pair(row + r * x.stride + 2 * k);
-        sum[r][0] = _mm512_dpbf16_ps(sum[r][0], value, left);
-        sum[r][1] = _mm512_dpbf16_ps(sum[r][1], value, right);
+        for (int r = 0; r < R; ++r) {
+          sum[r][0] = some.add(sum[r][0], r, k, left);
+          sum[r][1] = some.add(sum[r][1], r, k, right);
+        }
       }
     }
     const __m512 left = _mm512_loadu_ps(low.scales + group * w.columns);
