@@ -78,11 +78,15 @@ template <int R>
 class Left {
  public:
   void read(const bf16* x, int64_t stride, int64_t count) {
-    for (int r = 0; r < R; ++r, x += stride)
-      for (int64_t k = 0; k < count; k += kLanes) {
-        const auto in = static_cast<__mmask16>((1u << std::min(count - k, kLanes)) - 1);
-        _mm512_store_ps(values_[r] + k, widen(_mm256_maskz_loadu_epi16(in, x + k)));
-      }
+    const int64_t whole = count / kLanes * kLanes;
+    const auto rest = static_cast<__mmask16>((1u << (count - whole)) - 1);
+    for (int r = 0; r < R; ++r, x += stride) {
+      for (int64_t k = 0; k < whole; k += kLanes)
+        _mm512_store_ps(values_[r] + k,
+                        widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + k))));
+      if (rest)
+        _mm512_store_ps(values_[r] + whole, widen(_mm256_maskz_loadu_epi16(rest, x + whole)));
+    }
   }
 
   __m512 add(__m512 sum, int r, int64_t k, const Pairs& right) const {
