@@ -10,7 +10,7 @@ NUMERICS = ("release", "bf16", "float32")
 activations, quantised weights with scales after the product, and float32 sums; ``float32`` is for
 tests and truth."""
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Bumped by hand when a change of the code changes the bits of a result."""
 
 KERNELS = ("auto", "plain")
@@ -26,6 +26,9 @@ half the bytes for a little error."""
 
 ACCELERATOR_SLOTS = 256
 """Sequences that a TPU or GPU host decodes at once, unless told otherwise."""
+
+CPU_SLOTS = 128
+"""The same of a CPU: there a step's tiles follow the load, so that a small job pays for no more."""
 
 DRAFTS = 4
 """Most tokens of a sequence that are drafted for a step, unless told otherwise."""

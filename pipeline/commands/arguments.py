@@ -158,7 +158,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         default=default.numerics,
         help="release: rounds where the release does; float32: slow, for truth (%(default)s)",
     )
-    add("--slots", type=int, metavar="N", help="sequences that a copy decodes at once")
+    add(
+        "--slots",
+        type=int,
+        metavar="N",
+        help="sequences that a copy decodes at once (128 on CPUs, 256 on accelerators)",
+    )
     add("--max-context", type=int, metavar="N", help="longest prompt and completion, in tokens")
     add(
         "--draft-tokens",

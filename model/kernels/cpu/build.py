@@ -102,7 +102,14 @@ def _compile(compiler: str, sources: list[Path], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made = Path(scratch) / library.name
         done = subprocess.run(
-            [compiler, *_flags(), f"-isystem{jax.ffi.include_dir()}", *map(str, sources), "-o", made],
+            [
+                compiler,
+                *_flags(),
+                f"-isystem{jax.ffi.include_dir()}",
+                *map(str, sources),
+                "-o",
+                made,
+            ],
             capture_output=True,
             text=True,
         )
