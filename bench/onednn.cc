@@ -1,5 +1,5 @@
 // Prints the floating-point operations a CPU second of oneDNN's product with packed weights:
-// [rows, width] times [width, columns], bfloat16 with float32 sums, weight after weight.
+// [rows, width] times [width, columns], bf16 or f32 with float32 sums, weight after weight.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -10,15 +10,16 @@
 static double cpu_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 int main(int count, char** argument) {
-  if (count != 5) return 2;
+  if (count != 6) return 2;
   const long rows = std::atol(argument[1]), width = std::atol(argument[2]);
   const long columns = std::atol(argument[3]), weights = std::atol(argument[4]);
   using dnnl::memory;
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   dnnl::stream stream(engine);
-  const auto bf16 = memory::data_type::bf16, f32 = memory::data_type::f32;
+  const auto f32 = memory::data_type::f32;
+  const auto operand = std::strcmp(argument[5], "bf16") ? f32 : memory::data_type::bf16;
   const auto plain = memory::format_tag::ab, any = memory::format_tag::any;
-  const memory::desc x({rows, width}, bf16, plain), w({width, columns}, bf16, any);
+  const memory::desc x({rows, width}, operand, plain), w({width, columns}, operand, any);
   const memory::desc y({rows, columns}, f32, plain);
   const dnnl::matmul::primitive_desc choice(engine, x, w, y);
   const dnnl::matmul product(choice);
