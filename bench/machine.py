@@ -4,6 +4,8 @@ import os
 import pathlib
 import platform
 
+from model.kernels.cpu import build
+
 
 def cores() -> int:
     """That this process may use."""
@@ -19,3 +21,8 @@ def describe() -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         model = names[0] if names else model
     return f"{cores()} cores of {model or platform.machine()}"
+
+
+def kind() -> str:
+    """What this engine multiplies with here; documents have a section for each."""
+    return build.kind() if build.load() else "plain"

@@ -1,7 +1,7 @@
 """Runs the same work on this engine and on what users would pick instead, side by side.
 
     python -m bench.peers                       # three rounds of everything: an hour or more
-    python -m bench.peers --rounds 1 --workloads uniform-128 --peers grok1 vllm-zen
+    python -m bench.peers --rounds 1 --workloads uniform-128 mixed:300 --peers grok1 vllm-zen:mixed
 
 Each peer runs in an environment of its own made from PyPI, a process for each round, so that none
 disturbs another; rounds go through the peers in turn, since a machine's speed changes with time.
@@ -40,6 +40,7 @@ class Peer:
       runner: the script in ``runners/``.
       model: makes the model in a folder, unless it is there.
       settings: the runner's.
+      work: the names of what it runs; empty: everything.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Peer:
     runner: str
     model: Callable[[pathlib.Path], pathlib.Path]
     settings: dict[str, Any]
+    work: tuple[str, ...] = ()
 
 
 def _vllm(dtype: str, **settings: Any) -> dict[str, Any]:
@@ -88,6 +90,15 @@ PEERS = (
         _vllm("float32"),
     ),
     Peer(
+        "vllm-no-prefixes",
+        "vLLM 0.32, float32, without its prefix cache",
+        environments.VLLM,
+        "run_vllm.py",
+        models.mixtral,
+        _vllm("float32", enable_prefix_caching=False),
+        ("few-shot", "best-of"),
+    ),
+    Peer(
         "transformers",
         "transformers, bf16",
         environments.VLLM,
@@ -114,7 +125,7 @@ PEERS = (
 
 def main() -> None:
     """Measures, prints the tables, and on request records them."""
-    names = [peer.name for peer in PEERS]
+    names = ", ".join(peer.name for peer in PEERS)
     parser = argparse.ArgumentParser(
         prog="python -m bench.peers",
         description=__doc__,
@@ -122,24 +133,27 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--rounds", type=int, default=3, metavar="N", help="times that each peer runs (3)")
-    add("--peers", nargs="+", choices=names, default=names, metavar="PEER", help=", ".join(names))
+    add(
+        "--peers",
+        nargs="+",
+        type=_peer,
+        default=PEERS,
+        metavar="PEER[:WORK,…]",
+        help=f"{names}; with what it is to run, if not everything",
+    )
     add(
         "--workloads",
         nargs="+",
-        choices=_WORKLOADS,
-        default=_WORKLOADS,
-        metavar="WORK",
-        help=", ".join(_WORKLOADS),
+        type=_work,
+        default=[workloads.make(name) for name in _WORKLOADS],
+        metavar="WORK[:ROWS]",
+        help=f"{', '.join(_WORKLOADS)}; with a number, only so many of its rows",
     )
-    add("--first", type=int, metavar="N", help="only the first N rows of each workload")
     add("--models", type=pathlib.Path, default=environments.FOLDER / "models", metavar="DIR")
     add("--record", action="store_true", help="write results, table and plot into the project")
     given = parser.parse_args()
 
-    peers = [peer for peer in PEERS if peer.name in given.peers]
-    work = [workloads.make(name) for name in given.workloads]
-    if given.first:
-        work = [each.first(given.first) for each in work]
+    peers: list[Peer] = list(given.peers)
     for peer in peers:
         if peer.environment:
             peer.environment.make()
@@ -149,16 +163,36 @@ def main() -> None:
         turn = number % len(peers)
         rounds.append({})
         for peer in peers[turn:] + peers[:turn]:
+            work = [w for w in given.workloads if not peer.work or w.name in peer.work]
             result = measure(peer, given.models, work)
             rounds[-1][peer.name] = result
             rates = (
                 f"{r['workload']} {r['output_tokens'] / r['seconds']:,.0f}" for r in result["runs"]
             )
             print(f"round {number + 1}, {peer.title}: {', '.join(rates)} output tok/s", flush=True)
-    report = peers_report.Report({peer.name: peer.title for peer in peers}, rounds, given.first)
+    rows = {work.name: len(work.jobs) for work in given.workloads}
+    report = peers_report.Report({peer.name: peer.title for peer in peers}, rounds, rows)
     print(f"\n{report.markdown()}")
     if given.record:
         print("\nwritten: " + ", ".join(map(str, report.record())))
+
+
+def _peer(text: str) -> Peer:
+    name, _, work = text.partition(":")
+    found = {peer.name: peer for peer in PEERS}
+    if name not in found:
+        raise argparse.ArgumentTypeError(f"no peer {name!r}; there are {', '.join(found)}")
+    if not work:
+        return found[name]
+    return dataclasses.replace(found[name], work=tuple(work.split(",")))
+
+
+def _work(text: str) -> workloads.Workload:
+    name, _, rows = text.partition(":")
+    if name not in _WORKLOADS:
+        raise argparse.ArgumentTypeError(f"no work {name!r}; there is {', '.join(_WORKLOADS)}")
+    work = workloads.make(name)
+    return work.first(int(rows)) if rows else work
 
 
 def measure(peer: Peer, folder: pathlib.Path, work: Sequence[workloads.Workload]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ OURS = "grok1"
 _ROOT = pathlib.Path(__file__).parents[1]
 _RESULTS = _ROOT / "bench" / "results"
 _DOCUMENT = _ROOT / "docs" / "performance.md"
-_PLOT = _ROOT / "docs" / "peers.svg"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,21 +27,15 @@ class Report:
     Attributes:
       titles: of the peers, by name, in the order of tables.
       rounds: in the order of time.
-      first: rows of each workload that were run; None: all.
+      rows: of each workload, in the order of tables.
     """
 
     titles: Mapping[str, str]
     rounds: Sequence[Round]
-    first: int | None = None
-
-    @property
-    def workloads(self) -> list[str]:
-        """Names, in the order of tables."""
-        result = next(iter(self.rounds[0].values()))
-        return [run["workload"] for run in result["runs"]]
+    rows: Mapping[str, int]
 
     def rates(self, peer: str, workload: str) -> list[float]:
-        """Output tokens a second, round by round."""
+        """Output tokens a second, round by round; none if the peer did not run it."""
         return [
             run["output_tokens"] / run["seconds"]
             for done in self.rounds
@@ -50,43 +43,45 @@ class Report:
             if run["workload"] == workload
         ]
 
-    def ratio(self, peer: str, workload: str) -> float:
+    def ratio(self, peer: str, workload: str) -> float | None:
         """How many times faster we are: the median over rounds, each compared with itself."""
-        pairs = zip(self.rates(OURS, workload), self.rates(peer, workload), strict=True)
-        return statistics.median(ours / theirs for ours, theirs in pairs)
+        pairs = zip(self.rates(OURS, workload), self.rates(peer, workload), strict=False)
+        ratios = [ours / theirs for ours, theirs in pairs]
+        return statistics.median(ratios) if ratios else None
 
     def markdown(self) -> str:
         """Tables of rates and of ratios, and what they were measured on."""
         rates = [
-            [title, *(_spread(self.rates(peer, work)) for work in self.workloads)]
+            [title, *(_spread(self.rates(peer, work)) for work in self.rows)]
             for peer, title in self.titles.items()
         ]
-        parts = [markdown.table(["output tokens/s: median (least–most)", *self.workloads], rates)]
+        parts = [markdown.table(["output tokens/s: median (least–most)", *self.rows], rates)]
         if OURS in self.titles and len(self.titles) > 1:
             ratios = [
-                [title, *(f"{self.ratio(peer, work):.2f}×" for work in self.workloads)]
+                [title, *(_times(self.ratio(peer, work)) for work in self.rows)]
                 for peer, title in self.titles.items()
                 if peer != OURS
             ]
-            parts.append(markdown.table(["this engine is faster than", *self.workloads], ratios))
-        part = f", the first {self.first} rows of each workload" if self.first else ""
+            parts.append(markdown.table(["this engine is faster than", *self.rows], ratios))
+        rows = ", ".join(f"{work} {count:,}" for work, count in self.rows.items())
         parts.append(
-            f"{len(self.rounds)} rounds in turn{part}; {machine.describe()}; "
+            f"{len(self.rounds)} rounds in turn; rows: {rows}; {machine.describe()}; "
             f"{datetime.date.today().isoformat()}. " + "; ".join(self._versions()) + "."
         )
         return "\n\n".join(parts)
 
     def record(self) -> list[pathlib.Path]:
-        """Writes all that was measured, the table into the document, and the plot beside it."""
+        """Writes all that was measured, and table and plot into this kind of CPU's section."""
         name = f"peers-{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H%M}.json"
         _RESULTS.mkdir(exist_ok=True)
-        found = {"machine": machine.describe(), "first": self.first, "rounds": self.rounds}
+        found = {"machine": machine.describe(), "rows": self.rows, "rounds": self.rounds}
         (_RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
-        markdown.replace(
-            _DOCUMENT, "peers", self.markdown() + f"\n\n![the same as bars]({_PLOT.name})"
-        )
-        _PLOT.write_text(self.plot())
-        return [_RESULTS / name, _DOCUMENT, _PLOT]
+        kind = machine.kind()
+        plot = _DOCUMENT.with_name(f"peers-{kind}.svg")
+        text = self.markdown() + f"\n\n![the same as bars]({plot.name})"
+        markdown.replace(_DOCUMENT, f"peers {kind}", text)
+        plot.write_text(self.plot())
+        return [_RESULTS / name, _DOCUMENT, plot]
 
     def plot(self) -> str:
         """The rates as bars, with a line from the least to the most, as SVG."""
@@ -101,8 +96,8 @@ class Report:
                 "most": max(rates),
             }
             for peer, title in self.titles.items()
-            for work in self.workloads
-            for rates in [self.rates(peer, work)]
+            for work in self.rows
+            if (rates := self.rates(peer, work))
         ]
         peer = {"field": "peer", "type": "nominal", "sort": None, "title": None}
         bars = {
@@ -144,6 +139,12 @@ class Report:
         yield ", ".join(f"{name} {version}" for name, version in seen.items())
 
 
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}×"
+
+
 def _spread(rates: Sequence[float]) -> str:
+    if not rates:
+        return "–"
     middle = statistics.median(rates)
     return f"{middle:,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"

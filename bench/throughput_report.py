@@ -1,5 +1,5 @@
 """What ``bench.throughput`` came to, as tables; ``python -m bench.throughput_report`` puts the
-newest results into the document again."""
+newest results of each kind of CPU into the document again."""
 
 import json
 import pathlib
@@ -51,20 +51,24 @@ def record(result: dict[str, Any]) -> list[pathlib.Path]:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"throughput-{result['date'][:16].replace(':', '')}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    markdown.replace(DOCUMENT, "throughput", markdown_of(result))
+    markdown.replace(DOCUMENT, _section(result), markdown_of(result))
     return [path, DOCUMENT]
 
 
-def newest() -> dict[str, Any]:
-    """The last results that were recorded.
+def newest() -> list[dict[str, Any]]:
+    """The last results that were recorded on each kind of CPU.
 
     Raises:
       FileNotFoundError: there are none.
     """
-    found = sorted(RESULTS.glob("throughput-*.json"))
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("throughput-*.json"))]
     if not found:
         raise FileNotFoundError(f"no throughput-*.json in {RESULTS}: make bench writes one")
-    return json.loads(found[-1].read_text())
+    return list({_section(result): result for result in found}.values())
+
+
+def _section(result: dict[str, Any]) -> str:
+    return f"throughput {result['engine']['kernels']}"
 
 
 def _spread(
@@ -118,4 +122,5 @@ def _provenance(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    markdown.replace(DOCUMENT, "throughput", markdown_of(newest()))
+    for last in newest():
+        markdown.replace(DOCUMENT, _section(last), markdown_of(last))

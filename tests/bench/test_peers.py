@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import json
 import subprocess
@@ -6,7 +7,7 @@ import zipfile
 
 import pytest
 
-from bench import environments, markdown, models, peers, peers_report
+from bench import environments, machine, markdown, models, peers, peers_report
 from bench.environments import Environment
 from bench.peers import Peer
 from bench.workloads import Job, Workload
@@ -32,7 +33,7 @@ def report():
         }
         for i in range(3)
     ]
-    return peers_report.Report({"grok1": "this engine", "other": "the other"}, rounds)
+    return peers_report.Report({"grok1": "this engine", "other": "the other"}, rounds, {"mixed": 5})
 
 
 def test_a_peer_is_compared_within_each_round(report):
@@ -42,6 +43,21 @@ def test_a_peer_is_compared_within_each_round(report):
     assert "| this engine | 667 (500–1,000) |" in text
     assert "| the other | 2.00× |" in text
     assert "package-of-grok1 1.0, package-of-other 1.0" in text
+
+
+def test_what_a_peer_did_not_run_is_left_open(report):
+    more = dataclasses.replace(report, rows={"mixed": 5, "best-of": 2})
+    assert more.ratio("other", "best-of") is None
+    assert "| the other | 2.00× | – |" in more.markdown()
+
+
+def test_peers_and_work_are_chosen_by_name():
+    assert peers._peer("vllm-zen:mixed,best-of").work == ("mixed", "best-of")
+    assert len(peers._work("mixed:7").jobs) == 7
+    with pytest.raises(argparse.ArgumentTypeError, match="no peer 'x'"):
+        peers._peer("x")
+    with pytest.raises(argparse.ArgumentTypeError, match="no work 'x'"):
+        peers._work("x:3")
 
 
 def test_the_plot_shows_every_peer(report):
@@ -55,14 +71,14 @@ def test_the_plot_shows_every_peer(report):
 def test_results_are_recorded(report, tmp_path, monkeypatch):
     pytest.importorskip("vl_convert")
     document = tmp_path / "performance.md"
-    document.write_text("# Before\n<!-- peers -->\nold\n<!-- /peers -->\nafter\n")
+    monkeypatch.setattr(machine, "kind", lambda: "abacus")
+    document.write_text("# Before\n<!-- peers abacus -->\nold\n<!-- /peers abacus -->\nafter\n")
     monkeypatch.setattr(peers_report, "_RESULTS", tmp_path / "results")
     monkeypatch.setattr(peers_report, "_DOCUMENT", document)
-    monkeypatch.setattr(peers_report, "_PLOT", tmp_path / "peers.svg")
     results, _, plot = report.record()
     text = document.read_text()
-    assert text.startswith("# Before\n<!-- peers -->\n| output tokens/s")
-    assert text.endswith("![the same as bars](peers.svg)\n<!-- /peers -->\nafter\n")
+    assert text.startswith("# Before\n<!-- peers abacus -->\n| output tokens/s")
+    assert text.endswith("![the same as bars](peers-abacus.svg)\n<!-- /peers abacus -->\nafter\n")
     assert json.loads(results.read_text())["rounds"] == report.rounds
     assert plot.read_text().startswith("<svg")
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from bench import limits, throughput, throughput_report, workloads
+from bench import limits, machine, throughput, throughput_report, workloads
 from bench.limits import Limits, Work
 from model.checkpoint.synth import synthesize
 from model.config import PRESETS
@@ -16,7 +16,8 @@ WORKLOADS = ["uniform-128", "best-of", "scoring"]
 @pytest.fixture
 def document(tmp_path, monkeypatch):
     path = tmp_path / "performance.md"
-    path.write_text("before\n<!-- throughput -->\nold\n<!-- /throughput -->\nafter\n")
+    mark = f"throughput {machine.kind()}"
+    path.write_text(f"before\n<!-- {mark} -->\nold\n<!-- /{mark} -->\nafter\n")
     monkeypatch.setattr(throughput_report, "DOCUMENT", path)
     monkeypatch.setattr(throughput_report, "RESULTS", tmp_path / "results")
     return path
@@ -25,7 +26,7 @@ def document(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_all_of_it(tmp_path, monkeypatch, document, capsys):
     """Two starts in processes of their own, workloads, grok1 generate, growth, and the record."""
-    monkeypatch.setattr(limits, "_onednn", lambda: None)  # which would be installed from PyPI
+    monkeypatch.setattr(limits, "_onednn", dict)  # which would be installed from PyPI
     model = str(tmp_path / "model")
     config = PRESETS["tiny"]
     config = dataclasses.replace(config, vocab_size=workloads.VOCAB_SIZE, sequence_len=1024)
@@ -34,7 +35,7 @@ def test_all_of_it(tmp_path, monkeypatch, document, capsys):
     throughput.main(
         ["--checkpoint", model, "--workloads", *WORKLOADS, *sizes, "--rounds", "2", "--record"]
     )
-    result = throughput_report.newest()
+    (result,) = throughput_report.newest()
     assert [run["workload"] for run in result["runs"]] == 2 * WORKLOADS
     for run in result["runs"]:
         assert (
@@ -80,7 +81,7 @@ def result():
         "rows": None,
         "limits": {"products": {"XLA": 3e11}, "read_rate": 3e10},
         "start": {"warm": {**start, "compile_seconds": 1.0, "load_seconds": 0.5}},
-        "engine": {"jax": "1", "numerics": "bf16", "slots": "8"},
+        "engine": {"jax": "1", "numerics": "bf16", "slots": "8", "kernels": machine.kind()},
         "runs": [run("mixed", 1.0), run("uniform-128", 1.0), run("mixed", 2.0)],
         "peak_rss_bytes": 2e9,
     }
@@ -98,8 +99,10 @@ def test_the_newest_results_are_the_document_s(result, document):
     throughput_report.record({**result, "date": "2029-12-31T23:59+00:00"})
     path, _ = throughput_report.record(result)
     assert path.name == "throughput-2030-01-02T0304.json"
-    assert json.loads(path.read_text()) == throughput_report.newest() == result
-    assert document.read_text().startswith("before\n<!-- throughput -->\n| engine alone |")
+    assert json.loads(path.read_text()) == result
+    assert throughput_report.newest() == [result]
+    section = f"before\n<!-- throughput {machine.kind()} -->\n| engine alone |"
+    assert document.read_text().startswith(section)
 
 
 def test_without_results_it_says_what_makes_them(document):
