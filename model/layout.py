@@ -48,6 +48,11 @@ class Layout:
             return jnp.dtype(jnp.int4) if self.values == jnp.int8 else None
         return self.values
 
+    def cached(self, operand: jnp.dtype) -> jnp.dtype:
+        """What keys and values of a mode are held as; see ``PagedCache``."""
+        bits = not self.stacked and operand == jnp.bfloat16
+        return jnp.dtype(jnp.uint16) if bits else jnp.dtype(operand)
+
 
 def choose_layout(
     platform: str, numerics: Numerics, weights: str = "int8", packed: bool = False

@@ -52,7 +52,9 @@ class PagedCache:
     """Pages of C tokens; page 0 belongs to no sequence and takes the writes of unused rows.
 
     Attributes:
-      keys: [L, pages, K, C, N]: what one head keeps of a page lies together.
+      keys: [L, pages, K, C, N]: what one head keeps of a page lies together. On a CPU bfloat16 is
+        kept as its bits, uint16: a compiler for one that lacks it would widen the whole cache, and
+        round it again, to write a row.
       values: the same.
       key_scales: [L, pages, K, C] float32 factors of int8 keys; None for others.
       value_scales: the same for values.
@@ -79,8 +81,8 @@ class PagedCache:
         where = (layer, at.page[:, None], heads, at.offset[:, None])
         if self.key_scales is None:
             return PagedCache(
-                self.keys.at[where].set(keys.astype(self.keys.dtype)),
-                self.values.at[where].set(values.astype(self.values.dtype)),
+                self.keys.at[where].set(_stored(keys, self.keys.dtype)),
+                self.values.at[where].set(_stored(values, self.values.dtype)),
             )
         whole_keys, key_scales = quantize_vectors(keys)
         whole_values, value_scales = quantize_vectors(values)
@@ -95,11 +97,21 @@ class PagedCache:
         """The page of each of B sequences."""
         scaled = self.key_scales is not None
         return Page(
-            self.keys[layer, pages],
-            self.values[layer, pages],
+            _loaded(self.keys[layer, pages]),
+            _loaded(self.values[layer, pages]),
             self.key_scales[layer, pages] if scaled else None,
             self.value_scales[layer, pages] if scaled else None,
         )
+
+
+def _stored(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    if dtype == jnp.uint16:
+        return lax.bitcast_convert_type(x.astype(jnp.bfloat16), dtype)
+    return x.astype(dtype)
+
+
+def _loaded(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 def find_places(pages: jax.Array, positions: jax.Array, block_size: int) -> Place:

@@ -219,7 +219,7 @@ def abstract_cache(plan: Plan) -> PagedCache:
     """Shape and sharding of the cache."""
     c, shapes, specs = plan.config, plan.shapes, plan.cache_spec
     shape = (c.num_layers, shapes.pages, c.num_kv_heads, shapes.block_size)
-    dtype = jnp.int8 if plan.quantized_cache else plan.numerics.operand
+    dtype = jnp.int8 if plan.quantized_cache else plan.layout.cached(plan.numerics.operand)
     vectors = _abstract((*shape, c.key_size), dtype, plan.mesh, specs.keys)
     if not plan.quantized_cache:
         return PagedCache(vectors, vectors, packed=plan.layout.packed)

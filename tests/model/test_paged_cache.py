@@ -12,9 +12,9 @@ LAYERS, PAGES, HEADS, BLOCK, SIZE = 2, 6, 3, 4, 8
 SHAPE = (LAYERS, PAGES, HEADS, BLOCK)
 
 
-def empty(quantized: bool) -> PagedCache:
+def empty(quantized: bool, dtype=jnp.float32) -> PagedCache:
     if not quantized:
-        return PagedCache(jnp.zeros((*SHAPE, SIZE)), jnp.zeros((*SHAPE, SIZE)))
+        return PagedCache(jnp.zeros((*SHAPE, SIZE), dtype), jnp.zeros((*SHAPE, SIZE), dtype))
     vectors = jnp.zeros((*SHAPE, SIZE), jnp.int8)
     return PagedCache(vectors, vectors, jnp.zeros(SHAPE), jnp.zeros(SHAPE))
 
@@ -52,6 +52,21 @@ def test_what_is_written_is_read(quantized):
         found *= np.array([page.key_scales, page.value_scales])[..., None]
     np.testing.assert_allclose(found, want, atol=0.02 if quantized else 0)
     assert not cache.read(0, np.arange(PAGES)).keys.any()
+
+
+def test_bfloat16_may_be_kept_as_its_bits():
+    heads = normal(3, HEADS, SIZE)
+    at, pages = Place(np.array([2, 2, 5]), np.array([0, 3, 1])), np.array([5, 2, 4])
+    kept, bits = (
+        empty(False, dtype).write(1, at, heads, heads) for dtype in (jnp.bfloat16, jnp.uint16)
+    )
+    assert bits.keys.dtype == jnp.uint16
+    for want, found in zip(
+        *(c.read(1, pages).__dict__.values() for c in (kept, bits)), strict=True
+    ):
+        if want is not None:
+            assert found.dtype == jnp.bfloat16
+            np.testing.assert_array_equal(found, want)
 
 
 @pytest.mark.parametrize("quantized", [False, True])

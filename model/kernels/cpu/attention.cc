@@ -16,7 +16,7 @@ namespace {
 namespace ffi = xla::ffi;
 
 using Heads = ffi::Buffer<ffi::BF16, 3>;  // [T, H, N]
-using Pages = ffi::Buffer<ffi::BF16, 5>;  // [L, P, K, C, N]
+using Pages = ffi::Buffer<ffi::U16, 5>;   // [L, P, K, C, N], bits of bfloat16
 
 constexpr int kQueries = 4;          // that share each load of a key or value
 constexpr int64_t kMostVectors = 8;  // of a head: N <= 128
@@ -31,7 +31,7 @@ struct Cache {
         heads(buffer.dimensions()[2]),
         block(buffer.dimensions()[3]),
         size(buffer.dimensions()[4]) {
-    data = reinterpret_cast<bf16*>(buffer.typed_data()) + layer * pages * block * heads * size;
+    data = buffer.typed_data() + layer * pages * block * heads * size;
   }
 
   bf16* at(int64_t page, int64_t head) const { return data + (page * heads + head) * block * size; }

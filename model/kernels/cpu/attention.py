@@ -34,7 +34,7 @@ def store(
       page: [T] where to store.
       offset: [T] row of the page.
       layer: scalar.
-      keys: [L, P, K, C, N] bfloat16, taken over; a page's insides are in an order of its own.
+      keys: [L, P, K, C, N] bits of bfloat16, taken over; a page's insides have an own order.
       values: the same.
 
     Returns:
