@@ -19,8 +19,9 @@ from pipeline import GenerateOptions, prepare_job, registry
 from pipeline.job import run
 from schemas.sampling import SamplingParams
 
-_SHORT = 8
-"""Tokens of a short row, in and out."""
+_MIDDLING, _SHORT = 32, 8
+"""Tokens of a row, in and out. What is done for a row, and not for a token, weighs most in short
+ones."""
 
 
 class TimedEngine:
@@ -90,14 +91,17 @@ def compare(engine: Engine, model: str, jobs: Sequence[Job], rounds: int) -> dic
     }
 
 
+def middling(count: int) -> list[Job]:
+    """What a comparison runs."""
+    return _cut(uniform(count), _MIDDLING)
+
+
 def growth(engine: Engine, model: str, rows: int) -> dict[str, Any]:
     """What a row takes through ``grok1 generate`` in ten times as many rows: short ones.
 
-    Short ones, so that what is done for a row, and not for a token, weighs most. Ten runs of the
-    few go around the one of the many, since a machine's speed changes with time.
+    Ten runs of the few go around the one of the many, since a machine's speed changes with time.
     """
-    jobs = [dataclasses.replace(job, max_tokens=_SHORT) for job in uniform(10 * rows)]
-    jobs = [dataclasses.replace(job, prompt=job.prompt[:_SHORT]) for job in jobs]
+    jobs = _cut(uniform(10 * rows), _SHORT)
     few = [_generate(engine, model, _varied(jobs[:rows], turn)) for turn in range(1, 6)]
     before = resident()
     many = _generate(engine, model, jobs)
@@ -111,6 +115,10 @@ def growth(engine: Engine, model: str, rows: int) -> dict[str, Any]:
         "rss_bytes": before,
         "more_rss_bytes": after,
     }
+
+
+def _cut(jobs: Sequence[Job], tokens: int) -> list[Job]:
+    return [dataclasses.replace(job, prompt=job.prompt[:tokens], max_tokens=tokens) for job in jobs]
 
 
 def _varied(jobs: Sequence[Job], turn: int) -> list[Job]:

@@ -189,7 +189,7 @@ def measure(given: argparse.Namespace, model: str) -> dict[str, Any]:
         result["runs"] = [dataclasses.asdict(run) for run in runs]
         result["peak_rss_bytes"] = peak_rss()
         if given.end_to_end_rows:
-            rows = workloads.uniform(given.end_to_end_rows)
+            rows = end_to_end.middling(given.end_to_end_rows)
             result["end_to_end"] = end_to_end.compare(engine, model, rows, given.rounds)
         if given.growth_rows:
             result["growth"] = end_to_end.growth(engine, model, given.growth_rows)
