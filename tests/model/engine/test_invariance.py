@@ -52,9 +52,15 @@ class Steps:
         self.plan = Plan(checkpoint.config, mode, weights, shapes, mesh, quantized_cache=int8)
         self.params = load_params(checkpoint.read_parts, checkpoint.config, mesh, mode, weights)
         rng = np.random.default_rng(0)
-        spread = {jnp.dtype(jnp.int8): 40.0}
+
+        def random(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            values = rng.normal(size=leaf.shape)
+            if leaf.dtype == jnp.uint16:  # bfloat16's bits
+                return jnp.asarray(values, jnp.bfloat16).view(leaf.dtype)
+            return jnp.asarray(values * (40.0 if leaf.dtype == jnp.int8 else 1.0), leaf.dtype)
+
         self.cache = jax.tree.map(
-            lambda a: jnp.asarray(rng.normal(size=a.shape) * spread.get(a.dtype, 1.0), a.dtype),
+            random,
             abstract_cache(self.plan),
         )
         self.decode = jax.jit(lambda *a: forward(self.plan.decoding, self.params, *a)[0])
