@@ -14,7 +14,7 @@ Beam's own options, such as --runner or --direct_num_workers, pass through.
 import argparse
 from collections.abc import Sequence
 
-from pipeline.commands import arguments, report
+from pipeline.commands import arguments, job, report
 from pipeline.commands.limits import add_limits
 from pipeline.commands.sampling import add_sampling, sampling_params
 from pipeline.options import OVER_LENGTH, GenerateOptions
@@ -50,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, output_required: bool = Tr
 
 def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    return arguments.run_job(
-        options_of(given), given, beam_arguments, add_arguments, report=given.report
-    )
+    return job.run_job(options_of(given), given, beam_arguments, add_arguments, report=given.report)
 
 
 def options_of(given: argparse.Namespace) -> GenerateOptions:
@@ -65,5 +63,5 @@ def options_of(given: argparse.Namespace) -> GenerateOptions:
         sampling=sampling_params(given),
         token_healing=given.token_healing,
         echo=given.echo,
-        **arguments.job_options(given),
+        **job.job_options(given),
     )

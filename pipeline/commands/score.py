@@ -15,7 +15,7 @@ Started again, the same command does only what is missing. Every path may be a U
 import argparse
 from collections.abc import Sequence
 
-from pipeline.commands import arguments, report
+from pipeline.commands import arguments, job, report
 from pipeline.commands.limits import add_limits
 from pipeline.options import ScoreOptions
 from schemas.sampling import MAX_LOGPROBS
@@ -57,7 +57,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    options = ScoreOptions(
-        logprobs=given.logprobs, stride=given.stride, **arguments.job_options(given)
-    )
-    return arguments.run_job(options, given, beam_arguments, add_arguments, report=given.report)
+    options = ScoreOptions(logprobs=given.logprobs, stride=given.stride, **job.job_options(given))
+    return job.run_job(options, given, beam_arguments, add_arguments, report=given.report)
