@@ -89,10 +89,10 @@ class Line:
             words.append(f"{errored:,} errored")
         if not _tokens_made(now) - _tokens_made(self._first):
             return " · ".join([*words, *_preparation(now, self._first)])
-        words += self._rates(now)
+        # In the order of what people look for: a narrow terminal cuts the end off.
         if (left := self._seconds_left(now, done)) is not None:
             words.append(f"{duration(left)} left")
-        return " · ".join(words)
+        return " · ".join(words + self._rates(now))
 
     def _rates(self, now: Reading) -> list[str]:
         then = self._window[0]
@@ -101,10 +101,10 @@ class Line:
         def gain(name: str) -> int:
             return getattr(now.stats, name) - getattr(then.stats, name)
 
-        rates = [f"{gain('prefilled_tokens') / seconds:,.0f} prompt tokens/s"]
+        prompt = gain("prefilled_tokens") / seconds
+        made = (_tokens_made(now) - _tokens_made(then)) / seconds
         kind = "scored" if self._scores else "completion"
-        made = _tokens_made(now) - _tokens_made(then)
-        rates.append(f"{made / seconds:,.0f} {kind} tokens/s")
+        rates = [f"{prompt:,.0f} prompt, {made:,.0f} {kind} tokens/s"]
         if rows := gain("decode_rows"):
             rates.append(f"slots {gain('decode_rows_used') / rows:.0%} full")
         return rates

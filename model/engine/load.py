@@ -171,4 +171,9 @@ def _load(checkpoint: Checkpoint, plan: Plan, mesh: Mesh, progress: Progress) ->
         done += size
         progress("loading", done, checkpoint.nbytes, ())
 
-    return load_params(checkpoint.read_parts, plan.config, mesh, plan.numerics, plan.layout, placed)
+    params = load_params(
+        checkpoint.read_parts, plan.config, mesh, plan.numerics, plan.layout, placed
+    )
+    # Files hold a little more than tensors: what their headers take.
+    progress("loading", checkpoint.nbytes, checkpoint.nbytes, ())
+    return params

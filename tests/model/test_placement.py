@@ -13,6 +13,9 @@ from model.checkpoint.recode import read_as
 from model.checkpoint.source import open_checkpoint
 from model.checkpoint.synth import synthesize
 from model.config import PRESETS
+from model.engine import load
+from model.engine.options import EngineOptions
+from model.engine.plan import make_plan
 from model.layout import Layout, abstract_params, choose_layout, held_bytes
 from model.numerics import MODES
 from model.params import WEIGHTS
@@ -67,6 +70,18 @@ def test_a_product_takes_4_bit_weights_as_they_lie(small, numerics):
         ours = jax.jit(lambda x, w: quantization.matmul(x, w, mode))(x, held)
         theirs = quantization.matmul(x, dense["layers"][1][name], mode)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_loading_is_told_to_its_end(small):
+    """Though the files hold more than the tensors; else it would seem to go on while compiling."""
+    checkpoint, mode, told = open_checkpoint(small), MODES["bf16"], []
+    mesh = make_mesh(1, checkpoint.config, jax.devices())
+    options = EngineOptions(slots=2, max_context=32)
+    plan = make_plan(checkpoint.config, options, mesh, choose_layout("cpu", mode))
+    load._load(checkpoint, plan, mesh, lambda phase, done, of, _: told.append((phase, done, of)))
+    assert told[-1] == ("loading", checkpoint.nbytes, checkpoint.nbytes)
+    assert 0 < told[0][1] < checkpoint.nbytes
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 
 
 def test_bytes_in_flight_are_bounded(tiny, monkeypatch):
