@@ -91,8 +91,10 @@ def give_up(why: str) -> None:
     rows = strikes.in_flight()
     told = ", ".join(rows[:_SHOWN]) + (f" and {len(rows) - _SHOWN} more" if rows[_SHOWN:] else "")
     error = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
-    message = f"grok1: {why}; this process ends, and starting again goes on"
-    # Not print or logging: a thread that hangs may hold their locks.
-    os.write(error, f"{message}\ngrok1: rows in flight: {told or 'none'}\n".encode())
+    # Not print or logging: a thread that hangs may hold their locks. Stacks are long, so the
+    # sentence for the user comes last, where a terminal shows it; a line may be alive above them.
+    os.write(error, f"\ngrok1: rows in flight: {told or 'none'}\n".encode())
     faulthandler.dump_traceback(error, all_threads=True)
+    message = f"grok1: {why}; this process ends, and starting again goes on"
+    os.write(error, f"{message} (--stall-seconds N waits longer)\n".encode())
     os._exit(EXIT_CODE)

@@ -151,9 +151,10 @@ def test_a_device_that_hangs(inputs, whole, environment, tmp_path):
     command = [sys.executable, "-c", code, *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert ended.returncode == 1
-    told, named, *stacks = ended.stderr.splitlines()
+    _, named, *stacks, told = ended.stderr.splitlines()
     assert told == (
-        "grok1: no token from the device for 4 s; this process ends, and starting again goes on"
+        "grok1: no token from the device for 4 s; this process ends, and starting again goes on "
+        "(--stall-seconds N waits longer)"
     )
     uids = named.removeprefix("grok1: rows in flight: ").split(", ")
     assert set(uids) <= {row["row_uid"] for row in runs.rows(whole)}
