@@ -30,6 +30,12 @@ _COMMANDS = (
 )
 
 _EPILOG = """\
+examples:
+  grok1 plan --checkpoint grok-1 --input 'prompts/*.parquet'
+  grok1 generate --checkpoint grok-1 --input 'prompts/*.parquet' --output completions
+  grok1 status completions
+  grok1 generate --help        all arguments of a command, with examples
+
 exit codes:
   0  all rows are accounted for, none is errored
   1  failed; what was committed is kept, and starting again goes on
@@ -78,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version)
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     common.add_argument("--debug", action="store_true", help="show logs, and tracebacks of faults")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name in _COMMANDS:
         module = importlib.import_module(f"pipeline.commands.{name}")
         command = commands.add_parser(

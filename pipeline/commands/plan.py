@@ -6,6 +6,8 @@ them. Hours and money follow from what each machine can do at most with the job'
 weights, as grok1 fit tells it, and from a table that you can replace: --rates FILE. The table holds
 prices, the share of that most which is reached, and how long a host takes to start.
 
+It takes all that generate takes: plan a command line by changing its first word.
+
   grok1 plan --checkpoint gs://bucket/grok-1 --input gs://bucket/prompts --max-tokens 256
   grok1 plan … --pilot 200 --json
 """
