@@ -39,7 +39,7 @@ demo: setup  ## complete sample prompts with a small model; writes demo-output/
 	$(BIN)/python examples/sample_prompts.py $(DEMO)/prompts.parquet
 	$(BIN)/grok1 generate --checkpoint examples/demo-model --input $(DEMO)/prompts.parquet \
 	  --output $(DEMO)/completions --top-p 0.9 --repetition-penalty 1.05 --max-tokens 64 \
-	  --allow-errors --overwrite
+	  --logprobs 0 --allow-errors --overwrite
 
 .PHONY: train-demo
 train-demo: setup-dev  ## train the model that the demo uses anew (half an hour)

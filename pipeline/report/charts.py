@@ -154,7 +154,7 @@ def _histogram(values: list[dict[str, Any]], title: str, log: bool = False) -> S
             **scale,
         },
         x2={"field": "end"},
-        y={"field": "rows", "type": "quantitative", "title": "rows"},
+        y={"field": "rows", "type": "quantitative", "title": "rows", "axis": {"tickMinStep": 1}},
     )
 
 
@@ -162,18 +162,18 @@ def _bars(counts: Mapping[str, int], title: str) -> Spec | None:
     if not counts:
         return None
     values = [{"name": name, "rows": number} for name, number in counts.items()]
-    axis = {"tickCount": min(5, max(counts.values()))}  # no halves of a row
+    axis = {"tickCount": 5, "tickMinStep": 1}
     return _chart(
         values,
         mark={"type": "bar", "cornerRadiusEnd": 2},
-        height={"step": 30},
+        height=30 * len(values),  # in pixels: steps do not go with a width that fits the page
         x={"field": "rows", "type": "quantitative", "title": title, "axis": axis},
         y={"field": "name", "type": "nominal", "title": None, "sort": "-x"},
     )
 
 
 def _chart(
-    values: list[dict[str, Any]], *, mark: Spec, height: Any = 180, **encoding: Spec
+    values: list[dict[str, Any]], *, mark: Spec, height: int = 180, **encoding: Spec
 ) -> Spec:
     return {
         "data": {"values": values},

@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from model.checkpoint import files
@@ -72,7 +73,7 @@ def _view(found: Findings) -> dict[str, Any]:
         "errors": found.errors,
         "slowest": sorted(found.parts, key=lambda part: -part["seconds"])[:_SLOWEST],
         "samples": [{**vars(sample), "facts": sample.facts} for sample in found.samples],
-        "settings": checked["settings"],
+        "settings": told_settings(checked["settings"]),
         "engines": [json.loads(engine) for engine in engines],
         "codes": sorted({part["code"] for part in found.parts}),
         "checkpoint": files.redact(found.job.get("checkpoint") or ""),
@@ -91,6 +92,20 @@ def _figures(found: Findings) -> dict[str, float | None]:
         "byte_perplexity": perplexity(totals["text_logprob"], size) if size else None,
         "greedy": totals["greedy"] / scored if scored else None,
     }
+
+
+def told_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """A job's settings in words, less those that ask for nothing."""
+    told = {}
+    for name, value in settings.items():
+        if value is None or value in ({}, [], ""):
+            continue
+        label = f"{name} identity" if name in ("checkpoint", "tokenizer") else name
+        if isinstance(value, bool):
+            told[label] = "yes" if value else "no"
+        else:
+            told[label] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return told
 
 
 def _number(value: float, digits: int = 0) -> str:

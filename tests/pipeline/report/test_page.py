@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from pipeline.report.page import told_settings
 from tests.finished import COLUMN, RENAMED
 
 COMMON = {"throughput", "prompt-length", "completion-length", "logprob", "errors"}
@@ -34,6 +35,15 @@ def test_nothing_of_the_data_is_markup(run):
     assert COLUMN not in run.page
     assert RENAMED not in run.page
     assert "document.title='owned'</script>" not in run.page
+
+
+def test_settings_are_told_in_words():
+    settings = {"limit": None, "columns": {}, "dedupe": True, "stop": ["a"], "checkpoint": "ab"}
+    assert told_settings(settings) == {
+        "dedupe": "yes",
+        "stop": '["a"]',
+        "checkpoint identity": "ab",
+    }
 
 
 def test_a_column_may_be_called_as_it_likes(finished):
@@ -104,4 +114,4 @@ def test_it_opens_draws_searches_and_stays_inert(browser, run, width, request):
     assert find("css selector", "#count").text == f"{run.each} of {answers}"
     assert browser.execute_script("return document.querySelectorAll('main img').length") == 0
     assert browser.title.startswith(title)
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert browser.get_log("browser") == []
