@@ -27,9 +27,9 @@ Phases = Mapping[str, tuple[float, float, float]]
 
 EXIT_CODE = 1
 
-LOAD_FACTOR = 4
-"""A load may go on for so many times as long without a sign: a compiler gives none until a step is
-done."""
+COMPILE_FACTOR = 4
+"""A load, or a step that is compiled when rows need it, may go on for so many times as long: a
+compiler gives no sign until a step is done."""
 
 HEARTBEAT_SECONDS = 30.0
 """Between two log lines of an engine in the making."""
@@ -45,6 +45,8 @@ def watch(engine: "Engine", seconds: float) -> None:
         while engine.is_open:
             if engine.silent_seconds > seconds:
                 give_up(f"no token from the device for {seconds:g} s")
+            if (compiling := engine.compiling_seconds) > COMPILE_FACTOR * seconds:
+                give_up(f"a step has been compiling for {compiling:.0f} s")
             time.sleep(min(5.0, seconds / 4))
 
     threading.Thread(target=look, name="grok1-watchdog", daemon=True).start()
@@ -67,7 +69,7 @@ def watching_load(phases: Callable[[], Phases], seconds: float | None) -> Iterat
             now, seen = time.monotonic(), phases()
             if seen != last:
                 last, since = seen, now
-            elif seconds is not None and now - since > LOAD_FACTOR * seconds:
+            elif seconds is not None and now - since > COMPILE_FACTOR * seconds:
                 give_up(f"loading has made no progress for {now - since:.0f} s")
             if now - told >= HEARTBEAT_SECONDS:
                 told = now

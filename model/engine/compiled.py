@@ -22,6 +22,7 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
 
     Attributes:
       seconds: spent on compiling so far.
+      beat: when a step that was asked for was last ready, monotonic.
       tuning: a GPU's choices of kernels, to be kept; None leaves them to each process.
     """
 
@@ -34,7 +35,14 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
         self._steps = steps(plan)
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._lock = threading.Lock()
-        self.seconds = 0.0
+        self._began: float | None = None
+        self.seconds = self.beat = 0.0
+
+    @property
+    def compiling_seconds(self) -> float:
+        """How long a step that was asked for has been compiling; 0 if none is."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def ready(self) -> int:
@@ -74,10 +82,7 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
         if name not in self._compiled:
             with self._lock:
                 if name not in self._compiled:
-                    started = time.perf_counter()
-                    self._compiled[name] = self._compile(name)
-                    self.seconds += time.perf_counter() - started
-                    self.keep()
+                    self._compiled[name] = self._compile_late(name)
         return self._compiled[name]
 
     def foresee_steering(self) -> None:
@@ -99,6 +104,16 @@ class CompiledSteps(Mapping[str, Callable[..., Any]]):
 
     def __len__(self) -> int:
         return len(self._steps)
+
+    def _compile_late(self, name: str) -> Callable[..., Any]:
+        self._began = began = time.monotonic()
+        try:
+            compiled = self._compile(name)
+            self.seconds += time.monotonic() - began
+            self.keep()
+        finally:
+            self._began, self.beat = None, time.monotonic()
+        return compiled
 
     def _compile(self, name: str) -> Callable[..., Any]:
         options = None if self.tuning is None else self.tuning.options

@@ -212,9 +212,20 @@ class Engine(Asking):
 
     @property
     def silent_seconds(self) -> float:
-        """How long the devices have given nothing while something was asked; 0 if nothing is."""
-        beats = [r.loop.beat for r in self._replicas if not r.loop.idle] if self._open else []
+        """How long the devices have given nothing while something was asked; 0 if nothing is.
+
+        While a step is being compiled they have nothing to give.
+        """
+        asked = [r for r in self._replicas if not r.loop.idle] if self._open else []
+        beats = [
+            max(r.loop.beat, r.compiled.beat) for r in asked if not r.compiled.compiling_seconds
+        ]
         return max((time.monotonic() - beat for beat in beats), default=0.0)
+
+    @property
+    def compiling_seconds(self) -> float:
+        """How long a step that some request needs has been compiling; 0 if none is."""
+        return max(replica.compiled.compiling_seconds for replica in self._replicas)
 
     def close(self, *, abandon: bool = False) -> None:
         """Answers what is under way, then ends the threads. Calling it again does nothing.

@@ -46,7 +46,7 @@ class Engine:
     def is_open(self):
         return not self.closed
 
-    silent_seconds = 0.0
+    silent_seconds = compiling_seconds = 0.0
 
     def close(self, *, abandon=False):
         self.closed = True

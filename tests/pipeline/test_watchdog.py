@@ -1,6 +1,7 @@
 import logging
 import threading
 import time
+import types
 
 import pytest
 
@@ -75,3 +76,19 @@ def test_the_process_s_engine_is_watched_as_it_is_made(monkeypatch):
 
 def test_a_device_is_given_up_before_dataflow_calls_its_step_stuck():
     assert Limits().stall_seconds < 300
+
+
+@pytest.mark.parametrize(
+    ("silent", "compiling", "told"),
+    [(2.0, 0.0, "no token from the device"), (0.0, 5.0, "a step has been compiling for 5 s")],
+)
+def test_an_engine_without_a_sign_ends_the_process(given_up, silent, compiling, told):
+    why, ended = given_up
+    engine = types.SimpleNamespace(is_open=True, silent_seconds=0.9, compiling_seconds=3.9)
+    watchdog.watch(engine, 1.0)
+    time.sleep(0.6)
+    assert not why
+    engine.silent_seconds, engine.compiling_seconds = silent, compiling
+    assert ended.wait(30)
+    engine.is_open = False
+    assert told in why[0]
