@@ -58,8 +58,32 @@ test: setup-dev  ## run the tests (minutes)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: test-all
-test-all: setup-dev  ## run the slow tests too
+test-all: setup-dev $(if $(shell command -v mvn),build/flink/.made) $(if $(shell command -v go),build/prism/prism)  ## run the slow tests too
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'slow or not slow'
+
+# The runner and Beam's Python here should be of one version, as far as Go's proxy has it.
+BEAM := $(shell sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' requirements.lock)
+
+build/prism/prism: requirements.lock
+	GOBIN=$(CURDIR)/$(@D) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(BEAM)
+	touch $@
+
+.PHONY: prism
+prism: setup-dev build/prism/prism  ## build Beam's runner Prism (Go), and run on it with workers apart
+	$(BIN)/python -m pytest -m slow tests/reliability/test_distributed.py -k prism
+
+build/flink/.made: deploy/flink/pom.xml
+	rm -rf $(@D)
+	mvn --batch-mode --quiet --file $< dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(CURDIR)/$(@D)
+	touch $@
+
+.PHONY: flink
+flink: setup-dev build/flink/.made  ## fetch Flink (Maven, Java 17), and run on a cluster that loses a worker
+	$(BIN)/python -m pytest -m slow tests/reliability/test_distributed.py -k flink
+
+.PHONY: soak
+soak: setup-dev  ## complete 200,000 mixed rows, half an hour at least, and watch what grows; records
+	$(BIN)/python -m bench.soak $(or $(ARGS),--record)
 
 # An environment of its own, of the lock file that comes first among what it is made of.
 define ENVIRONMENT

@@ -1,9 +1,9 @@
 """Runs of mixed rows in one process, watched for what grows: ``python -m bench.soak``.
 
-Rows differ in length and in sampling, some are bad and some equal; the demo model completes them
-through the whole pipeline, and again with another seed until the time is up. Meanwhile memory,
-threads, open files and compiled programs are read off every few seconds. With ``--record`` the
-figures go to bench/results/soak.json and to docs/reliability.md.
+Rows differ in length and in sampling, some are bad and some equal; the demo model, unless another
+is named, completes them through the whole pipeline, and again with another seed until the time is
+up. Meanwhile memory, threads, open files and compiled programs are read off every few seconds.
+With ``--record`` the figures go to bench/results/soak.json and to docs/reliability.md.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import jax
 
 from bench import machine, markdown, soak_rows
 from bench.end_to_end import resident
+from model.config import Grok1Config
 from model.engine.options import EngineOptions
 from pipeline import GenerateOptions, prepare_job, read_completions, registry
 from pipeline.commit import tally
@@ -131,10 +132,11 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=200_000, help="of each run (200,000)")
     parser.add_argument("--minutes", type=float, default=30.0, help="at least (30)")
+    parser.add_argument("--checkpoint", default=str(_MODEL), help="the demo's by default")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between readings (5)")
     parser.add_argument("--record", action="store_true", help="keep the figures")
     given = parser.parse_args()
-    found = soak(given.rows, given.minutes, given.every)
+    found = soak(given.checkpoint, given.rows, given.minutes, given.every)
     print(summary(found))
     if given.record:
         _RESULTS.write_text(json.dumps(found, indent=1) + "\n")
@@ -142,13 +144,20 @@ def main() -> None:
     sys.exit("; ".join(faults(found)) or None)
 
 
-def soak(rows: int, minutes: float, every: float) -> dict[str, Any]:
-    """Runs of so many rows until so many minutes have passed; what was read off of them."""
+def soak(checkpoint: str, rows: int, minutes: float, every: float) -> dict[str, Any]:
+    """Runs of so many rows until so many minutes have passed; what was read off of them.
+
+    Args:
+      checkpoint: a folder; its vocabulary is the demo model's.
+      rows: of each run.
+      minutes: after which no run begins.
+      every: seconds between two readings.
+    """
     totals: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         bad = soak_rows.write(f"{folder}/in", rows)
         options = GenerateOptions(
-            checkpoint=str(_MODEL),
+            checkpoint=checkpoint,
             input=(f"{folder}/in",),
             output=f"{folder}/out",
             sampling=SamplingParams(max_tokens=12, top_p=0.95),
@@ -169,6 +178,9 @@ def soak(rows: int, minutes: float, every: float) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "machine": machine.describe(),
+        "parameters": Grok1Config.from_json(
+            pathlib.Path(checkpoint, "config.json").read_bytes()
+        ).num_params,
         "rows": rows * totals["runs"],
         "bad_rows": bad * totals["runs"],
         "totals": totals,
@@ -209,7 +221,7 @@ def summary(found: dict[str, Any]) -> str:
     )
     return (
         f"{found['rows']:,} rows in {found['readings'][-1]['seconds'] / 60:.0f} minutes "
-        f"({totals['runs']} runs), "
+        f"({totals['runs']} runs) through a model of {found['parameters']:,} parameters, "
         f"{totals['prompt_tokens']:,} tokens in and {totals['completion_tokens']:,} out; "
         f"{found['date']}, {found['machine']}, shared with other work.\n\n{table}\n\n"
         f"Over the last {1 - _WARM:.0%} of it memory went by {slope * 3600 / _MIB:+.1f} MiB an "

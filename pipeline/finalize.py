@@ -150,15 +150,17 @@ def _line(folder: Folder, chunk: Chunk, present: dict[str, int]) -> dict[str, An
         _, metadata = read_footer(folder.at(name), present[name])
     except SetupError as fault:
         raise NotConserved(f"{fault}; {_REMEDY}") from None
-    if not {COUNTS, PROVENANCE, RUN} <= set(metadata.metadata or {}):
+    # Each look at it copies all of it.
+    found = metadata.metadata or {}
+    if not {COUNTS, PROVENANCE, RUN} <= found.keys():
         raise NotConserved(f"{name} was not written by this project; {_REMEDY}")
-    counts = Counts(**json.loads(metadata.metadata[COUNTS]))
+    counts = Counts(**json.loads(found[COUNTS]))
     if counts.rows_in != chunk.rows or counts.rows_out != metadata.num_rows:
         raise NotConserved(
             f"{name} should hold {chunk.rows} input rows, but holds {counts}; {_REMEDY}"
         )
-    provenance = json.loads(metadata.metadata[PROVENANCE])
-    run = json.loads(metadata.metadata[RUN])
+    provenance = json.loads(found[PROVENANCE])
+    run = json.loads(found[RUN])
     return {
         "part": name,
         "input": chunk.file.path,
