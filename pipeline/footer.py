@@ -12,6 +12,9 @@ _TAIL_BYTES = 64 << 10
 
 _MAX_BYTES = 1 << 30
 
+_IMPORTED = {"csv", "json", "jsonl", "ndjson"}
+"""Endings of files that people try as they are."""
+
 
 def read_footer(url: str, size: int) -> tuple[bytes, pq.FileMetaData]:
     """A file's last bytes, with the footer and what else came along, and the parsed footer.
@@ -32,7 +35,9 @@ def read_footer(url: str, size: int) -> tuple[bytes, pq.FileMetaData]:
     tail = read_tail(url, size, _TAIL_BYTES)
     if tail[-4:] != b"PAR1":
         why = "its footer is encrypted" if tail[-4:] == b"PARE" else "it does not end as one"
-        raise SetupError(f"{where} is no readable Parquet file: {why}; was it written whole?")
+        named = files.basename(url).lower().split(".")
+        hint = ", and grok1 import turns such files into one" if _IMPORTED & set(named) else ""
+        raise SetupError(f"{where} is no readable Parquet file: {why}{hint}")
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length > min(size, _MAX_BYTES):
         raise SetupError(f"{where} is no readable Parquet file: its footer is cut short")

@@ -13,6 +13,7 @@ It takes all that generate takes: plan a command line by changing its first word
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def estimate(given: argparse.Namespace) -> "Estimate":
     from pipeline.estimate.forecast import run_pilot
     from pipeline.estimate.summary import Estimate
     from pipeline.prepare import check_job
+    from pipeline.progress import Progress
     from schemas.error import SetupError
 
     if given.pilot < 0:
@@ -69,7 +71,10 @@ def estimate(given: argparse.Namespace) -> "Estimate":
         census = take_census(
             job, chunks, pilot=given.pilot, workers=given.workers, progress=bar.advance
         )
-    pilot = run_pilot(job, census) if given.pilot and census.pilot else None
+    pilot = None
+    if census.pilot:
+        with Progress(dataclasses.replace(job, rows=len(census.pilot), rows_done=0)):
+            pilot = run_pilot(job, census)
     return Estimate.of(job, chunks, census, pilot, rates, bar.seconds)
 
 

@@ -135,6 +135,9 @@ def print_estimate(found: Estimate) -> None:
     title = Text(f"plan for {found.job.options.shown_input}")
     console.print(Panel(table, title=title, box=box.ROUNDED, expand=False))
     if census.prompt_tokens:
+        p = _percentiles(census.prompt_tokens)
+        told = f"{p['p50']:,} at the median, {p['p90']:,} at p90, {p['max']:,} at most"
+        console.print(Text(f"prompt tokens: {told}", "dim"))
         console.print(_histogram(census.prompt_tokens), Text())
     for code, some in census.examples.items():
         for path, row, text in some[:1]:
@@ -160,7 +163,9 @@ def _facts(found: Estimate) -> list[tuple[str, str | Text]]:
         told = " · ".join(f"{code} {number:,}" for code, number in c.errors.most_common())
         facts.append(("errors", Text(told, "red")))
     if c.over_context:
-        facts.append(("over context", f"{c.over_context:,} rows ({found.job.options.over_length})"))
+        facts.append(
+            ("over context", f"{_number(c.over_context, 'row')} ({found.job.options.over_length})")
+        )
     shared = f"{c.shared_tokens:,} ({c.shared_tokens / max(1, c.tokens_in):.0%})"
     facts += [
         ("duplicates", f"{c.duplicates:,} rows with the prompt and parameters of an earlier one"),
@@ -196,9 +201,8 @@ def histogram(lengths: Mapping[int, int], bars: int) -> list[tuple[int, int, int
 
 
 def _histogram(lengths: Mapping[int, int]) -> Table:
-    p, bars = _percentiles(lengths), histogram(lengths, _BARS)
-    title = f"prompt tokens: {p['p50']:,} at the median, {p['p90']:,} at p90, {p['max']:,} at most"
-    table = Table(title=title, title_justify="left", title_style="dim", box=None, show_header=False)
+    bars = histogram(lengths, _BARS)
+    table = Table(box=None, show_header=False)
     most = max(rows for _, _, rows in bars)
     for first, last, rows in bars:
         bar = "█" * math.ceil(_BAR_WIDTH * rows / most)

@@ -156,3 +156,11 @@ def test_a_file_that_is_no_parquet(tmp_path, data, told):
     assert str(shard.fault.code) == "input_unreadable"
     assert str(tmp_path / "a.parquet") in shard.fault.message
     assert told in shard.fault.message
+
+
+@pytest.mark.parametrize(("name", "hint"), [("a.csv.gz", True), ("a.jsonl", True), ("a.b", False)])
+def test_a_file_of_another_format_tells_what_makes_parquet_of_it(tmp_path, name, hint):
+    path = tmp_path / name
+    path.write_text('{"prompt": "so that it is long enough"}\n')
+    [shard] = read_footers(list_inputs([str(path)]))
+    assert ("grok1 import" in shard.fault.message) == hint
