@@ -1,18 +1,16 @@
 """Beam's own arguments: the local runner by the name that works, and typing errors found."""
 
-import argparse
 import contextlib
 import difflib
 import importlib
 import os
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.worker import sdk_worker
 
-from pipeline.dataflow.options import is_dataflow, names_dataflow
+from pipeline.dataflow.options import Parser, is_dataflow, names_dataflow
 from schemas.error import SetupError
 
 LOCAL_RUNNER = "FnApiRunner"
@@ -53,7 +51,7 @@ def attempts(options: PipelineOptions) -> int | None:
 
 def complete(arguments: Sequence[str]) -> list[str]:
     """The arguments with a runner: the one they name, or this machine's, with several threads."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--runner", default="DirectRunner")
     parser.add_argument("--direct_running_mode", default="multi_threading")
     parser.add_argument("--direct_num_workers", default=str(LOCAL_THREADS))
@@ -96,7 +94,7 @@ def check(arguments: Sequence[str], ours: Iterable[str]) -> None:
         _check_runner(arguments)
         if not is_dataflow(arguments):
             return
-    parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    parser = Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in _subclasses(PipelineOptions):
         options._add_argparse_args(parser)  # type: ignore[arg-type]  # argparse's is enough
     _, unknown = parser.parse_known_args(list(arguments))
@@ -120,13 +118,6 @@ def _check_runner(arguments: Sequence[str]) -> None:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else "name one of your own as package.module.Class"
     raise SetupError(f"Beam has no runner {name}; {hint}")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Tells a wrong value in one sentence, where argparse would print all of Beam's options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SetupError(f"{message}; see grok1 generate --help")
 
 
 def _is_local(runner: str | None) -> bool:

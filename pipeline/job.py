@@ -156,15 +156,14 @@ class WriteCompletions(beam.PTransform):
 
     def expand(self, chunks: beam.PCollection[Answers]) -> beam.PCollection[dict]:
         """Applies to what ``RunInference`` returns."""
-        committed = chunks | "Commit" >> beam.Map(_commit, self._job).with_output_types(
-            tuple[int, str]
-        )
+        committed = chunks | "Commit" >> beam.Map(_commit, self._job).with_output_types(int)
         # Parts that were there before leave no record, but the output must be closed all the same.
-        start = chunks.pipeline | "Start" >> beam.Create([(0, "")])
+        start = chunks.pipeline | "Start" >> beam.Create([0])
         return (
             (committed, start)
             | "Meet" >> beam.Flatten()
-            | "All" >> beam.GroupByKey()
+            # Each worker adds its own up: a key that all parts met under would be a hot one.
+            | "All" >> beam.CombineGlobally(sum).without_defaults()
             | "Finalize" >> beam.Map(_finalize, self._job)
         )
 
@@ -188,13 +187,13 @@ def _read(span: Span, job: Job) -> Iterator[Questions]:
         yield questions
 
 
-def _commit(chunk: Answers, job: Job) -> tuple[int, str]:
+def _commit(chunk: Answers, job: Job) -> int:
     committed = commit(job, chunk)
     if chunk.saved or chunk.refused:
         ledger_of(job).forget(committed.part)
     budget.spend(job, committed.counts)
     _count(committed)
-    return 0, committed.part
+    return 1
 
 
 def _count(committed: Committed) -> None:

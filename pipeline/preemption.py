@@ -20,11 +20,12 @@ GRACE_SECONDS = 10.0
 EXIT_CODE = 128 + signal.SIGTERM
 
 
-def install(message: str = "") -> None:
+def install(message: str = "", seconds: float | None = None) -> None:
     """Lets SIGTERM end this process so; without effect outside of the main thread.
 
     Args:
       message: printed on stderr then.
+      seconds: within which it ends; by default ``GRACE_SECONDS``.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -33,11 +34,12 @@ def install(message: str = "") -> None:
         if message:
             # Not print: what was interrupted may hold the stream's lock.
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{message}\n".encode())
-        leave_within(GRACE_SECONDS)
+        grace = GRACE_SECONDS if seconds is None else seconds
+        leave_within(grace)
         # In a thread: the store's client may need the very lock that the main thread holds.
         settling = threading.Thread(target=_settle, daemon=True)
         settling.start()
-        settling.join(GRACE_SECONDS)
+        settling.join(grace)
         os._exit(EXIT_CODE)
 
     signal.signal(signal.SIGTERM, leave)

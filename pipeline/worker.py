@@ -2,4 +2,7 @@
 
 from pipeline import preemption
 
-preemption.install()
+GRACE_SECONDS = 4.0
+"""Beam's boot program kills a worker 5 s after it has passed SIGTERM on."""
+
+preemption.install(seconds=GRACE_SECONDS)

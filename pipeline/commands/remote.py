@@ -89,8 +89,7 @@ def _on_dataflow(
         job, _, chunks = check_job(options)
         explain(job, chunks, submission, read_rates(remote.rates))
         return OK
-    if submission.sends:
-        _refuse_second(options.output)
+    _refuse_second(options.output)
     job = prepare_job(options)
     print(terminal.set_up_line(job))
     if run.is_done(job):

@@ -1,5 +1,6 @@
 """What can be wrong with a job on Dataflow, each told before anything is claimed or sent."""
 
+import contextlib
 import importlib.util
 import re
 import sys
@@ -7,6 +8,7 @@ from argparse import Namespace
 
 from model.checkpoint import files
 from model.room import Question, room_for
+from pipeline.dataflow import cloud
 from pipeline.dataflow.profiles import IMAGE_PYTHON, Profile
 from pipeline.options import JobOptions
 from schemas.error import SetupError
@@ -130,6 +132,31 @@ def check_bucket(bucket: str, region: str, ask: bool) -> None:
         )
 
 
+def check_image(image: str | None, machine: str, identified: bool) -> None:
+    """Refuses a job without an image, or with one that its registry does not have.
+
+    Args:
+      image: as given.
+      machine: for the message.
+      identified: whether to use this machine's credentials to ask.
+
+    Raises:
+      SetupError: there is none.
+    """
+    if not image:
+        raise SetupError(
+            "Dataflow needs a worker image: build and push one with `make image "
+            f"MACHINE={machine} IMAGE=REGION-docker.pkg.dev/PROJECT/REPO/grok1:TAG`, "
+            "then give it: --sdk_container_image IMAGE"
+        )
+    with contextlib.suppress(cloud.Unknown):
+        if not cloud.image_exists(image, identified):
+            raise SetupError(
+                f"there is no image {image}, for which every worker would wait; build and push it: "
+                f"make image MACHINE={machine} IMAGE={image}"
+            )
+
+
 def check_contradictions(profile: Profile, given: Namespace) -> None:
     """Refuses options of the user's own that the machine's profile cannot live with.
 
@@ -172,15 +199,33 @@ def region_advice(profile: Profile, region: str) -> str | None:
 
 
 def reservation_advice(profile: Profile, given: Namespace, workers: int) -> str | None:
-    """What to do about capacity, where no reservation is named; None if one is."""
-    if any(_RESERVATION in option for option in given.dataflow_service_options):
+    """What to do about capacity; None if enough of it is known to be reserved, or nobody can tell.
+
+    Args:
+      profile: the machine.
+      given: of Beam's options.
+      workers: most hosts at once.
+    """
+    machine_type = given.machine_type or profile.machine_type
+    reserve = (
+        f"gcloud compute reservations create grok1 --zone={profile.zones[0]} --vm-count={workers} "
+        f"--machine-type={machine_type} --project={given.project}"
+    )
+    if not any(_RESERVATION in option for option in given.dataflow_service_options):
+        return (
+            f"no reservation is named, and {profile.machine.title} is seldom free on demand; "
+            f"reserve: {reserve}, then add --dataflow_service_options={_RESERVATION}"
+        )
+    identified = not given.no_auth
+    try:
+        free = cloud.reserved_hosts(given.project, given.region, machine_type, identified)
+    except cloud.Unknown:
         return None
-    zone = profile.zones[0]
+    if free >= workers:
+        return None
     return (
-        f"no reservation is named, and {profile.machine.title} is seldom free on demand; reserve: "
-        f"gcloud compute reservations create grok1 --zone={zone} --vm-count={workers} "
-        f"--machine-type={given.machine_type or profile.machine_type} --project={given.project}, "
-        f"then add --dataflow_service_options={_RESERVATION}"
+        f"of up to {workers} workers, {free} have a reserved {machine_type} that is free in "
+        f"{given.region}; the others wait for one on demand, or reserve: {reserve}"
     )
 
 

@@ -1,9 +1,7 @@
 """The job that would be sent to Dataflow, for a person to read before it is."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from rich import box
 from rich.console import Console
@@ -15,6 +13,7 @@ from model.checkpoint import files
 from model.engine.options import ACCELERATOR_SLOTS
 from pipeline.dataflow.checks import spread_advice
 from pipeline.dataflow.options import HARNESS_THREADS, Submission
+from pipeline.dataflow.stages import fused_stages, readable
 from pipeline.estimate.cost import Rate
 from pipeline.job import wire
 from pipeline.plan import Chunk
@@ -27,7 +26,7 @@ _HIDDEN = ("runner",)
 def explain(
     job: Job, chunks: Sequence[Chunk], submission: Submission, rates: dict[str, Rate]
 ) -> None:
-    """Prints steps, worker pool, options, image and price.
+    """Prints worker pool, image, price, stages and options.
 
     Args:
       job: checked, its output not claimed.
@@ -65,9 +64,9 @@ def explain(
     console.print(Panel(table, title="what would run on Dataflow", box=box.ROUNDED, expand=False))
     if advice := spread_advice(pieces, s.workers, job.rows):
         console.print(Text(advice, "yellow"))
-    steps = Table("step", "reads from", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, sources in pipeline_steps(job):
-        steps.add_row(Text(name), Text(", ".join(sources), "dim"))
+    steps = Table("stage", "steps, in one go", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, names in enumerate(stages(job), 1):
+        steps.add_row(str(number), Text(" → ".join(names)))
     console.print(steps)
     options = Table("option", "value", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in beam_options(s):
@@ -80,11 +79,10 @@ def explain(
         console.print(variables)
 
 
-def pipeline_steps(job: Job) -> Iterator[tuple[str, list[str]]]:
-    """The leaves of the graph, in order, with the steps whose output they take."""
-    visitor = _Leaves()
-    wire(job, PipelineOptions(["--runner=FnApiRunner"])).visit(visitor)
-    yield from visitor.found
+def stages(job: Job) -> list[list[str]]:
+    """The steps of each stage, in order."""
+    graph = wire(job, PipelineOptions(["--runner=FnApiRunner"])).to_runner_api()
+    return [names for stage in fused_stages(graph) if (names := readable(stage))]
 
 
 def beam_options(submission: Submission) -> list[tuple[str, str]]:
@@ -101,15 +99,5 @@ def _price(rate: Rate | None, workers: int) -> str:
     if rate is None:
         return "not in the table of rates"
     each = f"{rate.usd_per_hour:,.2f} US$ an hour each"
-    return f"{each}, {workers * rate.usd_per_hour:,.2f} with all of them (list price)"
-
-
-class _Leaves(beam.pipeline.PipelineVisitor):
-    def __init__(self) -> None:
-        self.found: list[tuple[str, list[str]]] = []
-
-    def visit_transform(self, node: Any) -> None:
-        sources = [
-            source.producer.full_label for source in node.inputs if source.producer is not None
-        ]
-        self.found.append((node.full_label, sources))
+    total = f"{workers * rate.usd_per_hour:,.2f} with all of them"
+    return f"{each}, {total} (list price, before what Dataflow itself charges)"

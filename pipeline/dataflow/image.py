@@ -8,9 +8,9 @@ from schemas.error import SetupError
 
 def build_arguments(profile: Profile) -> list[str]:
     """``--build-arg`` options for ``deploy/Dockerfile``."""
-    bounds = ("TPU_HOST_BOUNDS", "TPU_CHIPS_PER_HOST_BOUNDS")
+    differ = ("JAX_PLATFORMS", "TPU_HOST_BOUNDS", "TPU_CHIPS_PER_HOST_BOUNDS")
     values = {"ACCELERATOR": profile.image}
-    values |= {name: profile.environment[name] for name in bounds if name in profile.environment}
+    values |= {name: profile.environment[name] for name in differ if name in profile.environment}
     return [f"--build-arg={name}={value}" for name, value in values.items()]
 
 

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from model.checkpoint.source import open_checkpoint
 from model.room import Question
@@ -107,12 +107,8 @@ def prepare(
     checks.check_bucket(bucket, given.region, check_bucket)
     checks.check_contradictions(profile, given)
     sends = not given.dry_run and not given.template_location
-    if not given.sdk_container_image and sends:
-        raise SetupError(
-            "Dataflow needs a worker image: build and push one with `make image "
-            f"MACHINE={machine} IMAGE=REGION-docker.pkg.dev/PROJECT/REPO/grok1:TAG`, "
-            "then give it: --sdk_container_image IMAGE"
-        )
+    if given.sdk_container_image or sends:
+        checks.check_image(given.sdk_container_image, machine, not given.no_auth)
     checkpoint = open_checkpoint(options.checkpoint)
     question = Question(
         machine=machine,
@@ -187,7 +183,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def make_parser() -> argparse.ArgumentParser:
     """Of the options that ``parse`` knows, under all the names that Beam has for them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     add = parser.add_argument
     for name in ("runner", "project", "region", "temp_location", "staging_location"):
         add(f"--{name}")
@@ -209,6 +205,14 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
     )
     return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a wrong value in one sentence, where argparse would print all of Beam's options."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises SetupError."""
+        raise SetupError(f"{message}; see grok1 generate --help")
 
 
 class _Listed(argparse.Action):

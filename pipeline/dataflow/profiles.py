@@ -20,7 +20,8 @@ class Profile:
       accelerator: value of the service option ``worker_accelerator``.
       zones: where it has been offered; a hint for messages, not a list to rely on.
       disk_gb: of a worker; on GPU hosts weights may be kept there.
-      environment: variables that the worker's image must set.
+      environment: variables that the worker's image must set. ``JAX_PLATFORMS`` makes a missing
+        accelerator or driver an error, where JAX would else go on with the host's processors.
     """
 
     machine: MachineProfile
@@ -46,6 +47,7 @@ def _tpu(
 ) -> Profile:
     # One process opens all chips of the host, and asks no metadata server which ones.
     environment = {
+        "JAX_PLATFORMS": "tpu,cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_HOST_BOUNDS": "1,1,1",
         "TPU_CHIPS_PER_HOST_BOUNDS": chips,
@@ -66,10 +68,14 @@ def _gpu(name: str, machine_type: str, kind: str, zones: tuple[str, ...]) -> Pro
     return Profile(
         machine=MACHINES[name],
         machine_type=machine_type,
-        accelerator=f"type:{kind};count:8;install-nvidia-driver",
+        # Without a version an A100 may get a driver that is too old for any CUDA of today.
+        accelerator=f"type:{kind};count:8;install-nvidia-driver:5xx",
         zones=zones,
         disk_gb=1000,
         environment={
+            "JAX_PLATFORMS": "cuda,cpu",
+            # Where Dataflow puts the driver that it installs.
+            "LD_LIBRARY_PATH": "/usr/local/nvidia/lib64",
             "NVIDIA_VISIBLE_DEVICES": "all",
             "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
         },

@@ -16,6 +16,9 @@ from pipeline.commands import generate
 _NOT_OFFERED = ("help", "explain", "rates", "detach", "report")
 """Arguments that make no sense for a job that nobody waits for at a terminal."""
 
+_NEEDED = ("machine",)
+"""Arguments that a job elsewhere does without."""
+
 _BEAM = {
     "sdk_container_image": ("Worker image", "the image that make image built and pushed"),
     "max_num_workers": ("Most workers", "hosts with accelerators at once"),
@@ -33,7 +36,7 @@ def parameters() -> list[dict[str, Any]]:
     described = []
     for action in _actions().values():
         name = _name(action)
-        optional = not action.required
+        optional = not action.required and name not in _NEEDED
         parameter: dict[str, Any] = {
             "name": name,
             "label": name.replace("-", " ").capitalize(),

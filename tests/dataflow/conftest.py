@@ -51,6 +51,14 @@ class World:
         ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cloud():
+    """Google's client would look for the metadata server of a machine in the cloud, for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_GCE_CHECK", "true")
+        yield
+
+
 @pytest.fixture(scope="session")
 def world(gcs, tiny) -> World:
     bucket = f"{gcs}/{uuid.uuid4().hex}"

@@ -4,12 +4,14 @@ import json
 
 import fsspec
 import pytest
+from apache_beam.internal import pickler
 from apache_beam.internal.gcp import auth
 from apache_beam.portability.api import beam_runner_api_pb2
-from apache_beam.runners.portability.fn_api_runner import translations
 
 from pipeline.cli import OK, main
 from pipeline.dataflow.profiles import PROFILES
+from pipeline.dataflow.stages import fused_stages
+from pipeline.handler import Grok1ModelHandler
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,25 +71,28 @@ def test_the_job_asks_for_the_machine(built):
 
 def test_reading_inference_and_committing_are_one_stage(built):
     _, _, pipeline, _ = built
-    _, stages = translations.create_and_optimize_stages(
-        pipeline,
-        phases=[
-            translations.expand_sdf,
-            translations.expand_gbk,
-            translations.greedily_fuse,
-        ],
-        known_runner_urns=frozenset([translations.common_urns.primitives.FLATTEN.urn]),
-    )
-    fused = [
-        {t.unique_name for t in stage.transforms}
-        for stage in stages
-        if any("RunInference" in t.unique_name for t in stage.transforms)
+    found = [
+        stage
+        for stage in fused_stages(pipeline)
+        if any("RunInference" in step.unique_name for step in stage)
     ]
-    inference = next(names for names in fused if any("BeamML_RunInference" in n for n in names))
-    assert any(name.startswith("ReadPrompts/Read") for name in inference)
-    assert any(name.startswith("WriteCompletions/Commit") for name in inference)
+    # Inference is one step of one stage, and what runs there is this project's model.
+    (stage,) = found
+    (inference,) = [step for step in stage if "RunInference" in step.unique_name]
+    assert handler_of(inference) is Grok1ModelHandler
+    names = [step.unique_name for step in stage]
+    order = ["ReadPrompts/Read", inference.unique_name, "WriteCompletions/Commit"]
+    assert [name for name in names if name in order] == order
     # Spans are spread over the workers before that stage, not inside of it.
-    assert not any(name.startswith("ReadPrompts/Spans") for name in inference)
+    assert "ReadPrompts/Spans" not in names
+    assert any(name.startswith("ReadPrompts/Spread") for name in names)
+
+
+def handler_of(step) -> type:
+    """The class of the model handler that a staged step calls."""
+    payload = beam_runner_api_pb2.ParDoPayload.FromString(step.spec.payload)
+    function, *_ = pickler.loads(payload.do_fn.payload)
+    return type(function._model_handler)
 
 
 def test_a_dry_run_validates_and_sends_nothing(world, capsys):

@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata as metadata_of
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -34,6 +35,7 @@ def test_parameters_are_described_as_the_template_service_wants_them():
         "checkpoint",
         "input",
         "output",
+        "machine",
         "sdk_container_image",
     }
     for parameter in described:
@@ -96,10 +98,17 @@ def test_an_image_gets_its_machine_s_variables(name):
         assert f"{key}={value}" in DOCKERFILE
 
 
-def test_everything_that_is_copied_is_there():
+def test_everything_that_is_copied_is_there_and_reaches_the_engine():
+    # What a build sees: all that .dockerignore takes back from its first line, which is `*`.
+    everything, *taken = (ROOT / ".dockerignore").read_text().split()
+    assert everything == "*"
+    sent = {line.removeprefix("!") for line in taken if line.startswith("!")}
     for source in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, flags=re.MULTILINE):
-        for path in source.replace("${ACCELERATOR}", "tpu").split():
-            assert (ROOT / path).exists(), path
+        for kind in ("tpu", "gpu"):
+            for path in source.replace("${ACCELERATOR}", kind).split():
+                assert (ROOT / path).exists(), path
+                assert path.split("/")[0] in sent, path
+    assert os.access(ROOT / "deploy" / "entrypoint.sh", os.X_OK)
 
 
 def test_the_linter_finds_nothing():
@@ -143,14 +152,13 @@ def test_the_image_s_install_steps_work_in_a_clean_place(tmp_path, kind, module)
         if line.startswith("COPY "):
             *sources, target = line.split()[1:]
             for source in sources:
-                place = (
-                    work / target / pathlib.Path(source).name if target == "./" else work / target
-                )
+                folder = target.endswith("/")
+                place = work / target / pathlib.Path(source).name if folder else work / target
                 place.parent.mkdir(parents=True, exist_ok=True)
                 copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
                 copy(ROOT / source, place)
         elif line.startswith("RUN pip "):
-            arguments = line.removeprefix("RUN pip ").split()
+            arguments = line.removeprefix("RUN pip ").partition(" && ")[0].split()
             subprocess.run([python, "-m", "pip", "--quiet", *arguments], cwd=work, check=True)
     check = (
         "import pipeline.handler, model.engine.engine, gcsfs, s3fs, importlib.util as u\n"

@@ -72,7 +72,7 @@ CONTRADICTIONS = [
     (["--experiments=use_multiple_sdk_containers"], "only one process can own"),
     (
         ["--dataflow_service_options=worker_accelerator=type:nvidia-l4;count:1"],
-        "type:nvidia-h100-80gb;count:8;install-nvidia-driver, and type:nvidia-l4;count:1 is asked",
+        "count:8;install-nvidia-driver:5xx, and type:nvidia-l4;count:1 is asked",
     ),
     (["--num_workers=5", "--max_num_workers=2"], "exceeds --max_num_workers=2"),
 ]
@@ -91,6 +91,13 @@ WRONG = {
     "bucket": (None, "Dataflow needs --bucket"),
     "sdk_container_image": (None, "make image MACHINE=h100x8"),
 }
+
+
+def test_a_number_that_is_none_is_told_in_one_sentence(world, capsys):
+    assert main(world.command(max_num_workers="many")) == SETUP
+    assert capsys.readouterr().err == (
+        "grok1: argument --max_num_workers: invalid int value: 'many'; see grok1 generate --help\n"
+    )
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -163,13 +170,13 @@ def test_every_profile_is_a_known_machine():
 
 def test_explain_prints_the_job_and_sends_nothing(world, capsys):
     assert main(world.command("explained", explain=True, max_num_workers=4)) == OK
-    told = capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
     for part in (
         "24 rows in 1 files, 4 parts",
         "up to 4 × a3-highgpu-8g: 8 × NVIDIA H100 80 GB",
-        "type:nvidia-h100-80gb;count:8;install-nvidia-driver",
+        "type:nvidia-h100-80gb;count:8;install-nvidia-driver:5xx",
         "353.00 with all of them",
-        "Generate/BeamML_RunInference",
+        "ReadPrompts/Read → Generate/BeamML_RunInference → WriteCompletions/Commit",
         "no_use_multiple_sdk_containers",
         "us-docker.pkg.dev/some-project/repo/grok1:1",
     ):

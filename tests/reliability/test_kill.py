@@ -111,3 +111,16 @@ def test_a_store_that_hangs_does_not_keep_a_process_that_is_told_to_end(environm
     )
     assert ended.returncode == 128 + signal.SIGTERM
     assert ended.stderr == b"ending\n"
+
+
+def test_a_worker_settles_before_beam_s_boot_program_kills_it(environment):
+    """That waits 5 s after it has passed the signal on."""
+    code = (
+        "from pipeline import preemption\n"
+        "preemption.install = lambda seconds: print(seconds)\n"
+        "import pipeline.worker"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert 0 < float(ran.stdout) < 5
