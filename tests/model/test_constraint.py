@@ -101,6 +101,19 @@ def test_json_schema(constrainer, tokenizer, prompt, tight):
     assert ended > 3
 
 
+def test_json_with_white_space_of_a_pattern(constrainer, tokenizer):
+    asked = {"json": SCHEMA, "whitespace_pattern": r"\n?"}
+    texts = [walk(constrainer, tokenizer, [400], seed, **asked) for seed in range(12)]
+    ended = [text for text in texts if text is not None]
+    assert ended
+    spaces = set()
+    for text in ended:
+        jsonschema.validate(json.loads(text), SCHEMA)
+        spaces |= set(re.findall(r"\s+", re.sub(r'"(\\.|[^"\\])*"', "", text)))
+    assert "\n" in spaces
+    assert spaces <= {"\n", "\n\n"}  # in an empty list it stands twice
+
+
 def test_json_object(constrainer, tokenizer):
     texts = [walk(constrainer, tokenizer, [400], seed, json_object=True) for seed in range(8)]
     ended = [text for text in texts if text is not None]

@@ -27,7 +27,7 @@ def test_it_is_told_which_steps_are_being_compiled():
 
 def test_devices_are_not_silent_while_a_step_is_compiled(tiny, monkeypatch):
     """A request may be the first that needs a step, and a large one takes minutes to compile."""
-    options = EngineOptions(numerics="float32", slots=4, max_context=64, prefill_rows=64)
+    options = EngineOptions(numerics="float32", slots=4, max_context=64)
     params = SamplingParams(max_tokens=2, prompt_logprobs=0)
     began, go_on, silent = threading.Event(), threading.Event(), []
     with Engine.from_checkpoint(tiny, options=options) as engine:

@@ -43,24 +43,6 @@ def test_each_prompt_has_its_own_parameters(engine):
     assert [len(o.outputs[0].token_ids) for o in outputs] == list(range(1, 21))
 
 
-def test_samples_differ_and_are_numbered(engine):
-    output = one(engine, PROMPTS[1], n=5, max_tokens=10, temperature=1.0)
-    assert [o.index for o in output.outputs] == list(range(5))
-    assert len({o.token_ids for o in output.outputs}) == 5
-
-
-def test_a_seed_replaces_the_address(engine):
-    request = {"prompt_token_ids": tuple(PROMPTS[1])}
-    seeded = SamplingParams(seed=3, max_tokens=10)
-    a, b = (
-        engine.submit(Request(**request, params=seeded, address=x)).result() for x in ("x", "y")
-    )
-    assert a.outputs == b.outputs
-    plain = SamplingParams(max_tokens=10)
-    c, d = (engine.submit(Request(**request, params=plain, address=x)).result() for x in ("x", "y"))
-    assert c.outputs != d.outputs
-
-
 def test_cumulative_logprob_is_the_sum(engine):
     [completion] = one(engine, PROMPTS[2], max_tokens=9, logprobs=0).outputs
     assert completion.cumulative_logprob == sum(t.logprob for t in completion.logprobs)
