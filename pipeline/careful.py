@@ -61,6 +61,11 @@ def _warily(batch: Questions, held: Held, ledger: Ledger, attempt: Attempt) -> A
         answered = batch.answered(answers(some), **_facts(held))
         attempt.save(answered.save(ledger.schema, ledger.run_seed))
 
+    def acquit(i: int, answer: Any) -> None:
+        found[i] = answer
+        save([i])
+        attempt.acquit()
+
     others = [i for i in open_ if strikes(i) < 0]
     if others:
         some = [asks[i] for i in others]
@@ -74,9 +79,8 @@ def _warily(batch: Questions, held: Held, ledger: Ledger, attempt: Attempt) -> A
             error = _poison(strikes(i))
             refused.update({row: error for row in asks[i].rows if row not in done})
             continue
-        found[i] = held.gate.ask_alone(asks[i].start, partial(attempt.accuse, asks[i].rows))
-        save([i])
-        attempt.acquit()
+        accuse = partial(attempt.accuse, asks[i].rows)
+        held.gate.ask_alone(asks[i].start, accuse, partial(acquit, i))
     return batch.answered(answers(found), saved=tuple(saved), refused=refused, **_facts(held))
 
 

@@ -65,15 +65,27 @@ class Gate:
                 self._give(len(taken))
         return answers
 
-    def ask_alone(self, start: Callable[[], Future], admit: Callable[[], None]) -> Any:
-        """Starts one when nothing else is in the engine, and lets nothing else in until it ends."""
+    def ask_alone(
+        self,
+        start: Callable[[], Future],
+        admit: Callable[[], None],
+        settle: Callable[[Any], None],
+    ) -> None:
+        """Starts one when nothing else is in the engine, and lets nothing else in meanwhile.
+
+        Args:
+          start: puts it into the engine.
+          admit: told before.
+          settle: given the answer, before anything else is let in: what is in the engine next must
+            not be taken for its doing.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self._alone)
             self._alone = True
             self._changed.wait_for(lambda: self._free == self._rows)
         try:
             admit()
-            return start().result()
+            settle(start().result())
         finally:
             with self._changed:
                 self._alone = False

@@ -68,9 +68,9 @@ def test_a_row_that_kills_is_quarantined(inputs, healthy, environment, tmp_path)
     # The second: all others were done before, and it was alone.
     second = _start(inputs, output, environment, POISON)
     assert second.returncode == -9, second.stderr
-    assert "alone" in _records(output)
-    parts = len(runs.part_names(output))
-    assert parts == 3, "the other chunks are whole"
+    assert _records(output).count("alone") == 1, "nor is one accused that had its answer"
+    # The chunk that was in the engine beside it has suspects of its own, and may be whole or not.
+    assert len(runs.part_names(output)) in (2, 3)
     # The third: what the chunk's other rows came to is known by now, so it begins with the row.
     third = _start(inputs, output, environment, POISON)
     assert third.returncode == -9, third.stderr
