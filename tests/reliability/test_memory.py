@@ -30,9 +30,9 @@ MORE = (*SLOTS, "--chunk-rows", "160", "--max-context", "256")
 
 LIMITED = """
 import resource, sys
-from model.engine import engine
+from model.engine import replica
 from pipeline.cli import main
-allocate, given = engine.allocate, []
+allocate, given = replica.allocate, []
 
 def limited(plan):
     held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -44,7 +44,7 @@ def limited(plan):
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         given.append(plan.shapes.rows)
 
-engine.allocate = limited
+replica.allocate = limited
 code = main(sys.argv[1:])
 print("slots", *given)
 sys.exit(code)
