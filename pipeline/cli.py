@@ -137,3 +137,7 @@ def _fault(error: Exception, code: int, debug: bool) -> int:
         sentence = f"{type(error).__name__}: {sentence} (more with --debug)"
     print(f"grok1: {sentence}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

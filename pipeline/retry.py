@@ -117,13 +117,13 @@ def run(retry: Retry, beam_options: PipelineOptions | None = None) -> dict[str, 
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.FlatMap(_read, retry).with_output_types(Questions)
         | job.options.task.title() >> RunInference(model_handler(job))
-        | "Replace" >> beam.Map(_replace, job).with_output_types(tuple[int, str])
+        | "Replace" >> beam.Map(_replace, job).with_output_types(int)
     )
-    start = pipeline | "Start" >> beam.Create([(0, "")])
+    start = pipeline | "Start" >> beam.Create([0])
     _ = (
         (replaced, start)
         | "Meet" >> beam.Flatten()
-        | "All" >> beam.GroupByKey()
+        | "All" >> beam.CombineGlobally(sum).without_defaults()
         | "Finalize" >> beam.Map(lambda _: finalize(job))
     )
     result = pipeline.run()
@@ -215,8 +215,8 @@ def _table(job: Job, chunk: Chunk) -> pa.Table:
     return table.replace_schema_metadata(None).cast(job.output.schema)
 
 
-def _replace(answers: Answers, job: Job) -> tuple[int, str]:
+def _replace(answers: Answers, job: Job) -> int:
     before = read_counts(job.folder, answers.prompts.chunk.part_name)
     after = rewrite(job, answers)
     Metrics.counter(NAMESPACE, "rows_recovered").inc(before.errored - after.errored)
-    return 0, answers.prompts.chunk.part_name
+    return 1
