@@ -55,11 +55,11 @@ bench-peers: setup-dev  ## measure this engine beside its peers, each installed 
 
 .PHONY: test
 test: setup-dev  ## run the tests (minutes)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-all
 test-all: setup-dev $(if $(shell command -v mvn),build/flink/.made) $(if $(shell command -v go),build/prism/prism)  ## run the slow tests too
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'slow or not slow'
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'slow or not slow'
 
 # The runner and Beam's Python here should be of one version, as far as Go's proxy has it.
 BEAM := $(shell sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' requirements.lock)

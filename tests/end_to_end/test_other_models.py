@@ -91,6 +91,7 @@ def test_through_the_command(generate, folder, prompts, truth):
     assert "exceed the context of 90" in too_long.rows[-1]["error_message"]
 
 
+@pytest.mark.slow
 def test_through_the_engine(folder, prompts, truth):
     params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
     options = EngineOptions(numerics="float32", slots=8)

@@ -47,6 +47,7 @@ def answers(generate, tmp_path):
     return ask
 
 
+@pytest.mark.slow
 def test_the_same_bits_whatever_the_neighbours(answers):
     together = answers(ROWS, *FOUR, "--chunk-rows", 9)
     assert len(together) == COUNT

@@ -62,6 +62,7 @@ def test_it_ends_a_definition_and_indents_its_body(engine):
     compile(code, "completion", "exec")
 
 
+@pytest.mark.slow
 def test_the_demo_does_what_make_says(tmp_path):
     """Its commands, in this environment instead of one that they make."""
     bin = pathlib.Path(sys.executable).parent

@@ -2,6 +2,7 @@ import threading
 import time
 
 import jax
+import pytest
 
 from model.config import PRESETS
 from model.engine.compiled import CompiledSteps
@@ -25,6 +26,7 @@ def test_it_is_told_which_steps_are_being_compiled():
     assert {name for _, _, names in told for name in names} == {"score", "copy_pages"}
 
 
+@pytest.mark.slow
 def test_devices_are_not_silent_while_a_step_is_compiled(tiny, monkeypatch):
     """A request may be the first that needs a step, and a large one takes minutes to compile."""
     options = EngineOptions(numerics="float32", slots=4, max_context=64)

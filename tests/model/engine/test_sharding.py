@@ -60,6 +60,7 @@ def assert_all_serve(answer: dict, replicas: int) -> None:
     assert min(answer["rows_used"]) > sum(answer["rows_used"]) / replicas / 2
 
 
+@pytest.mark.slow
 def test_sixteen_devices_are_two_replicas_of_eight(alone):
     [answer] = on_virtual_devices({**SIZES, "numerics": "float32"})
     assert_same(answer, alone, 8, "ordered")
@@ -67,13 +68,16 @@ def test_sixteen_devices_are_two_replicas_of_eight(alone):
     assert answer["per_layer"] == ORDERED
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("replicas", "devices"), [(2, 4), (3, 1)])
+@pytest.mark.parametrize(
+    ("replicas", "devices"),
+    [(2, 2), *(pytest.param(*grid, marks=pytest.mark.slow) for grid in ((2, 4), (3, 1)))],
+)
 def test_any_grid_of_devices_answers_as_one(alone, replicas, devices):
     sizes = {**SIZES, "devices": devices, "replicas": replicas}
     [answer] = on_virtual_devices({**sizes, "numerics": "float32"})
     assert_same(answer, alone, devices, "ordered")
     assert_all_serve(answer, replicas)
+    assert answer["per_layer"] == (ORDERED if devices > 1 else {})
 
 
 @pytest.mark.slow
