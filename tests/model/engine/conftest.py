@@ -8,6 +8,7 @@ import pytest
 
 from model.engine.engine import Engine
 from model.engine.options import EngineOptions
+from schemas.sampling import SamplingParams
 
 GOLDEN = Path(__file__).parents[2] / "data" / "grok1-tiny"
 
@@ -46,6 +47,13 @@ def greedy(name: str) -> list[dict]:
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
+def one(engine: Engine, prompt, **params):
+    """The answer to one prompt, which is no error."""
+    [output] = engine.generate([prompt], SamplingParams(**params))
+    assert output.error is None
+    return output
+
+
 @pytest.fixture(scope="session")
 def engines():
     """Engines on the golden model, or another folder, by options, made once."""
@@ -60,3 +68,9 @@ def engines():
     yield get
     for engine in made.values():
         engine.close()
+
+
+@pytest.fixture(scope="module")
+def engine(engines, talking) -> Engine:
+    """The golden model that speaks, rounding nothing."""
+    return engines(talking, numerics="float32")

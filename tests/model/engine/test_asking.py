@@ -10,11 +10,6 @@ from tests.model.engine.conftest import greedy
 PROMPTS = [row["prompt"] for row in greedy("greedy_exact")]
 
 
-@pytest.fixture(scope="module")
-def engine(engines, talking):
-    return engines(talking, numerics="float32")
-
-
 def test_a_lone_text_is_one_prompt(engine):
     params = SamplingParams(temperature=0, max_tokens=3)
     assert engine.generate("import os", params) == engine.generate(["import os"], params)

@@ -100,11 +100,6 @@ def test_beams_read_what_they_wrote(prompt_tokens, width, size, data):
 
 
 @pytest.fixture(scope="module")
-def engine(engines, talking):
-    return engines(talking, numerics="float32")
-
-
-@pytest.fixture(scope="module")
 def true_logprobs():
     checkpoint = open_checkpoint(str(GOLDEN))
     weights = reference.dequantized(checkpoint)

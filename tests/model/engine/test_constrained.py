@@ -48,11 +48,6 @@ def ask(i: int) -> Request:
     return Request(prompt_token_ids=PROMPTS[i % 12], params=params, address=f"0/{i}")
 
 
-@pytest.fixture(scope="module")
-def engine(engines, talking):
-    return engines(talking, numerics="float32")
-
-
 def complete(engine, **params):
     [output] = engine.generate(["def f("], SamplingParams(**params))
     assert output.error is None

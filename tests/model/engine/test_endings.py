@@ -24,11 +24,6 @@ FREE = SamplingParams(
 
 
 @pytest.fixture(scope="module")
-def engine(engines, talking):
-    return engines(talking, numerics="float32")
-
-
-@pytest.fixture(scope="module")
 def free(engine):
     """Completions that nothing but ``max_tokens`` ends."""
     return [output.outputs[0] for output in engine.generate(PROMPTS, FREE)]

@@ -10,20 +10,9 @@ from model.engine.options import EngineOptions
 from model.engine.request import Request
 from schemas.error import ErrorCode, SetupError
 from schemas.sampling import SamplingParams
-from tests.model.engine.conftest import GOLDEN, greedy
+from tests.model.engine.conftest import GOLDEN, greedy, one
 
 PROMPTS = [row["prompt"] for row in greedy("greedy_exact")]
-
-
-@pytest.fixture(scope="module")
-def engine(engines, talking):
-    return engines(talking, numerics="float32")
-
-
-def one(engine, prompt, **params):
-    [output] = engine.generate([prompt], SamplingParams(**params))
-    assert output.error is None
-    return output
 
 
 def test_text_in_text_out(engine):

@@ -4,20 +4,9 @@ import pytest
 
 from model.engine.request import Request
 from schemas.sampling import SamplingParams
-from tests.model.engine.conftest import greedy
+from tests.model.engine.conftest import greedy, one
 
 PROMPTS = [row["prompt"] for row in greedy("greedy_exact")]
-
-
-@pytest.fixture(scope="module")
-def engine(engines, talking):
-    return engines(talking, numerics="float32")
-
-
-def one(engine, prompt, **params):
-    [output] = engine.generate([prompt], SamplingParams(**params))
-    assert output.error is None
-    return output
 
 
 def test_samples_differ_and_are_numbered(engine):

@@ -14,11 +14,6 @@ PROMPT = tuple(greedy("greedy_exact")[1]["prompt"])
 
 
 @pytest.fixture(scope="module")
-def engine(engines, talking):
-    return engines(talking, numerics="float32")
-
-
-@pytest.fixture(scope="module")
 def weights():
     return reference.dequantized(open_checkpoint(str(GOLDEN)))
 
