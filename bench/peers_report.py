@@ -45,9 +45,10 @@ class Report:
 
     def ratio(self, peer: str, workload: str) -> float | None:
         """How many times faster we are: the median over rounds, each compared with itself."""
-        pairs = zip(self.rates(OURS, workload), self.rates(peer, workload), strict=False)
-        ratios = [ours / theirs for ours, theirs in pairs]
-        return statistics.median(ratios) if ratios else None
+        if not (rates := self.rates(peer, workload)):
+            return None
+        pairs = zip(self.rates(OURS, workload), rates, strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
 
     def markdown(self) -> str:
         """Tables of rates and of ratios, and what they were measured on."""

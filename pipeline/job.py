@@ -157,15 +157,20 @@ class WriteCompletions(beam.PTransform):
     def expand(self, chunks: beam.PCollection[Answers]) -> beam.PCollection[dict]:
         """Applies to what ``RunInference`` returns."""
         committed = chunks | "Commit" >> beam.Map(_commit, self._job).with_output_types(int)
-        # Parts that were there before leave no record, but the output must be closed all the same.
-        start = chunks.pipeline | "Start" >> beam.Create([0])
-        return (
-            (committed, start)
-            | "Meet" >> beam.Flatten()
-            # Each worker adds its own up: a key that all parts met under would be a hot one.
-            | "All" >> beam.CombineGlobally(sum).without_defaults()
-            | "Finalize" >> beam.Map(_finalize, self._job)
-        )
+        return closed(committed, self._job)
+
+
+def closed(done: beam.PCollection[int], job: Job) -> beam.PCollection[dict]:
+    """The manifest's findings, once all that writes parts is done; each element is one of them."""
+    # Parts that were there before leave no record, but the output must be closed all the same.
+    start = done.pipeline | "Start" >> beam.Create([0])
+    return (
+        (done, start)
+        | "Meet" >> beam.Flatten()
+        # Each worker adds its own up: a key that all parts met under would be a hot one.
+        | "All" >> beam.CombineGlobally(sum).without_defaults()
+        | "Finalize" >> beam.Map(_finalize, job)
+    )
 
 
 def _missing_spans(_: Any, job: Job) -> Iterator[Span]:

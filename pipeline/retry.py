@@ -23,10 +23,9 @@ from pipeline import plan
 from pipeline.claim import SUCCESS, claim
 from pipeline.commit import NotConserved, rewrite
 from pipeline.counts import Counts, read_counts
-from pipeline.finalize import finalize
 from pipeline.handler import NAMESPACE
 from pipeline.inputs import former_files
-from pipeline.job import begin, counters_of, model_handler
+from pipeline.job import begin, closed, counters_of, model_handler
 from pipeline.options import JobOptions
 from pipeline.plan import Chunk, PlannedFile
 from pipeline.prepare import Job, check_job
@@ -119,13 +118,7 @@ def run(retry: Retry, beam_options: PipelineOptions | None = None) -> dict[str, 
         | job.options.task.title() >> RunInference(model_handler(job))
         | "Replace" >> beam.Map(_replace, job).with_output_types(int)
     )
-    start = pipeline | "Start" >> beam.Create([0])
-    _ = (
-        (replaced, start)
-        | "Meet" >> beam.Flatten()
-        | "All" >> beam.CombineGlobally(sum).without_defaults()
-        | "Finalize" >> beam.Map(lambda _: finalize(job))
-    )
+    closed(replaced, job)
     result = pipeline.run()
     result.wait_until_finish()
     return counters_of(result)
