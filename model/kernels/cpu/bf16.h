@@ -13,6 +13,11 @@ using bf16 = uint16_t;
 
 constexpr int64_t kLanes = 16;  // float32 values of a vector
 
+// A mask of the first `count` of 16 lanes.
+inline __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, 16)) - 1);
+}
+
 inline __m512 widen(__m256i x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
@@ -79,7 +84,7 @@ class Left {
  public:
   void read(const bf16* x, int64_t stride, int64_t count) {
     const int64_t whole = count / kLanes * kLanes;
-    const auto rest = static_cast<__mmask16>((1u << (count - whole)) - 1);
+    const __mmask16 rest = first_lanes(count - whole);
     for (int r = 0; r < R; ++r, x += stride) {
       for (int64_t k = 0; k < whole; k += kLanes)
         _mm512_store_ps(values_[r] + k,

@@ -8,11 +8,6 @@
 
 namespace grok1 {
 
-// A mask of the first `count` of 16 lanes.
-inline __mmask16 first_lanes(int64_t count) {
-  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, 16)) - 1);
-}
-
 // exp(x) for x <= 88; 0 below -104.
 inline __m512 exp(__m512 x) {
   const __m512 log2e = _mm512_set1_ps(1.44269504f);
