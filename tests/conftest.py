@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import fsspec
 import hypothesis
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from model.checkpoint.synth_tokenizer import synthesize_tokenizer
 from model.tokenizer import Tokenizer
@@ -27,6 +28,14 @@ hypothesis.settings.load_profile("default")
 def pytest_unconfigure() -> None:
     if _CACHE is not None:
         shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_memory() -> Iterator[None]:
+    """A file of tests finds nothing at ``memory://``, whichever ran before it in this process."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    yield
 
 
 @pytest.fixture(scope="session")
