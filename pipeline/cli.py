@@ -1,6 +1,7 @@
 """The command ``grok1``. Nothing heavy is imported until a subcommand needs it."""
 
 import argparse
+import difflib
 import importlib
 import logging
 import os
@@ -52,17 +53,32 @@ class Failed(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code, after one sentence on stderr for any fault."""
-    parser = make_parser()
-    given, others = parser.parse_known_args(arguments)
-    if not hasattr(given, "run"):
-        parser.print_help()
-        return SETUP
-    if others and not given.passes_through:
-        parser.error(f"unknown argument {others[0]}; see grok1 {given.command} --help")
-    _quiet(given.debug)
+    with outliving_its_reader():
+        parser = make_parser()
+        _check_command(parser, sys.argv[1:] if arguments is None else arguments)
+        given, others = parser.parse_known_args(arguments)
+        if not hasattr(given, "run"):
+            parser.print_help()
+            return SETUP
+        if others and not given.passes_through:
+            parser.error(f"unknown argument {others[0]}; see grok1 {given.command} --help")
+        _quiet(given.debug)
+        return _run(given, others)
+
+
+def _check_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Says which command a misspelt one may have been, where argparse would list them all."""
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    known = [name.rstrip("_") for name in _COMMANDS]
+    if named is not None and named not in known:
+        near = difflib.get_close_matches(named, known, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"they are {', '.join(known)}"
+        parser.error(f"there is no command {named}; {meant}")
+
+
+def _run(given: argparse.Namespace, others: list[str]) -> int:
     try:
-        with outliving_its_reader():
-            return given.run(given, others)
+        return given.run(given, others)
     except SetupError as error:
         return _fault(error, SETUP, given.debug)
     except KeyboardInterrupt:

@@ -31,11 +31,10 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _own_memory() -> Iterator[None]:
+def _own_memory() -> None:
     """A file of tests finds nothing at ``memory://``, whichever ran before it in this process."""
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
-    yield
 
 
 @pytest.fixture(scope="session")

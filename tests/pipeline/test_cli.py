@@ -108,6 +108,16 @@ def test_without_a_command_it_shows_the_help(capsys):
     assert "usage: grok1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("word", "answer"), [("generat", "did you mean generate?"), ("xyz", "they are generate, ")]
+)
+def test_a_misspelt_command_is_answered_with_what_it_may_have_been(capsys, word, answer):
+    with pytest.raises(SystemExit) as exit:
+        main([word])
+    assert exit.value.code == SETUP
+    assert f"there is no command {word}; {answer}" in capsys.readouterr().err
+
+
 def test_no_abbreviation_is_taken_for_an_option(capsys):
     with pytest.raises(SystemExit) as end:
         main(["generate", "--check", "c", "--input", "i", "--output", "o"])

@@ -201,7 +201,7 @@ def test_the_whole_context_can_be_used(engine):
 
 def test_closing_answers_what_was_asked_and_leaves_no_thread():
     before = set(threading.enumerate())
-    options = EngineOptions(numerics="float32", slots=4, max_context=64)
+    options = EngineOptions(numerics="float32", slots=8, prefill_rows=64)
     engine = Engine.from_checkpoint(str(GOLDEN), options=options)
     params = SamplingParams(max_tokens=20)
     futures = [engine.submit(Request(prompt_token_ids=(5, 6, i), params=params)) for i in range(30)]
@@ -235,7 +235,7 @@ print("first answer")
 
 
 def test_a_failure_of_the_devices_reaches_every_caller(engine, monkeypatch):
-    options = EngineOptions(numerics="float32", slots=4, max_context=64)
+    options = EngineOptions(numerics="float32", slots=8, prefill_rows=64)
     broken = Engine.from_checkpoint(str(GOLDEN), options=options)
 
     def fail(*arguments):

@@ -101,6 +101,7 @@ def test_bf16_is_no_farther_from_exact_than_the_reference(engines):
     assert (ours == want).mean() >= (theirs == want).mean()
 
 
+@pytest.mark.slow
 def test_release_rounds_where_the_reference_does(engines):
     reference = truth("reference_bf16")
     logprob, _ = scored(engines(numerics="release"))
@@ -156,14 +157,14 @@ def test_nucleus_keeps_what_the_reference_keeps():
 
 
 class Forward:
-    """All logits of the golden sequences by the prefill step's own parts, in float32."""
+    """All logits of the golden sequences by the prefill step's own parts."""
 
-    def __init__(self, config=None, change=lambda params: params):
+    def __init__(self, config=None, change=lambda params: params, mode="float32"):
         checkpoint = open_checkpoint(str(GOLDEN))
-        numerics = MODES["float32"]
+        numerics = MODES[mode]
         config = config or checkpoint.config
         mesh = make_mesh(1, config, jax.devices())
-        options = EngineOptions(numerics="float32", prefill_rows=128)
+        options = EngineOptions(numerics=mode, prefill_rows=128)
         machine = Machine(platform="cpu", devices=1, cache_bytes=1 << 26)
         shapes = choose_shapes(config, options, machine)
         weights = layout.choose_layout("cpu", numerics)
@@ -194,14 +195,19 @@ class Forward:
         got = self.step(self.params, *batch.pack(segments, shapes))[: len(tokens)]
         return np.linalg.norm(got - want) / np.linalg.norm(want)
 
-    def errors(self):
+    def errors(self, name="exact"):
         """The error of each of the two sequences that the golden data has in full."""
-        exact = truth("exact")
-        return [self.error(*pair) for pair in zip(exact.sequences, exact.full, strict=False)]
+        want = truth(name)
+        return [self.error(*pair) for pair in zip(want.sequences, want.full, strict=False)]
 
 
 def test_all_logits():
     assert max(Forward().errors()) < 1e-4
+
+
+def test_all_logits_rounded_as_in_the_release():
+    """The reference's own, which rounds, are up to 0.11 from exact ones."""
+    assert max(Forward(mode="release").errors("reference_bf16")) < 0.15
 
 
 def swap_norms(params):
@@ -269,6 +275,7 @@ def small_experts(weights):
     return {key: w * 3e-4 if key[1] == "down" else w for key, w in weights.items()}
 
 
+@pytest.mark.slow
 def test_renormalised_gates_are_noticed(monkeypatch):
     checkpoint = open_checkpoint(str(GOLDEN))
     tokens = truth("exact").sequences[1]
@@ -284,7 +291,10 @@ def test_renormalised_gates_are_noticed(monkeypatch):
     assert Forward(change=shrink).error(tokens, want) > 1e-4
 
 
-@pytest.mark.parametrize("mutate", [router_cap, erf_gelu, one_scale_group])
+@pytest.mark.parametrize(
+    "mutate",
+    [erf_gelu, *(pytest.param(m, marks=pytest.mark.slow) for m in (router_cap, one_scale_group))],
+)
 def test_changed_arithmetic_is_noticed(monkeypatch, mutate):
     mutate(monkeypatch)
     assert max(Forward().errors()) > 1e-4
@@ -295,6 +305,7 @@ def test_changed_weights_are_noticed(change):
     assert max(Forward(change=change).errors()) > 1e-4
 
 
+@pytest.mark.slow
 def test_missing_attention_cap_is_noticed():
     config = dataclasses.replace(open_checkpoint(str(GOLDEN)).config, attn_logit_cap=1e6)
     assert max(Forward(config).errors()) > 1e-4
