@@ -22,7 +22,16 @@ def _no_credentials():
         yield
 
 
-@pytest.fixture(scope="module", params=list(PROFILES))
+TPU_AND_GPU = ("v5p-4", "h100x8")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in TPU_AND_GPU else pytest.mark.slow)
+        for name in PROFILES
+    ],
+)
 def built(request, world):
     """The job as a template: its JSON, its pipeline, the names of all staged files; a machine."""
     machine = request.param

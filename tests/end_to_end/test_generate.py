@@ -229,7 +229,7 @@ def test_stops_and_logprobs_by_flag(generate, tmp_path):
     assert kept["text"] == free["text"][: free["text"].index(stop) + 3]
 
 
-@pytest.mark.parametrize("limit", [1, 4, 99])
+@pytest.mark.parametrize("limit", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 99))])
 def test_only_the_first_rows(generate, several, limit):
     outcome = generate("--limit", limit, "--max-tokens", 2, "--chunk-rows", 3, "--allow-errors")
     assert outcome.code == 0

@@ -100,6 +100,7 @@ def test_through_the_engine(folder, prompts, truth):
     agree([output.outputs[0].token_ids for output in outputs], truth)
 
 
+@pytest.mark.slow
 def test_its_end_of_text_is_its_own(generate, folder, prompts):
     flags = ("--max-tokens", 60, "--temperature", 2, "--n", 20)
     table = {"prompt_token_ids": prompts[:2], "logit_bias": ['{"7": 3}'] * 2}

@@ -172,7 +172,7 @@ def test_healing_lets_the_first_token_finish_the_prompts_last(generate, talking,
     ("column", "value", "flags"),
     [
         ("allowed_token_ids", list(range(400, 500)), ("--allowed-token-ids", 5, 6)),
-        ("beam_width", 2, ("--beam-width", 2)),
+        pytest.param("beam_width", 2, ("--beam-width", 2), marks=pytest.mark.slow),
     ],
 )
 def test_rows_that_say_how_they_begin_are_not_healed(generate, tmp_path, column, value, flags):

@@ -7,6 +7,7 @@ import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = ["import os\n", "def f(x):\n    return x\n", "class Queue:\n    pass\n", "x = 1\n"]
@@ -35,6 +36,7 @@ def test_own_parquet_to_completions(talking, tmp_path):
     assert all(row["text"] for row in rows)
 
 
+@pytest.mark.slow
 def test_inside_a_pipeline_of_ones_own(talking, tmp_path):
     (tmp_path / "in").mkdir()
     run("sample_prompts.py", tmp_path / "in" / "a.parquet")
@@ -43,6 +45,7 @@ def test_inside_a_pipeline_of_ones_own(talking, tmp_path):
     assert (tmp_path / "out" / "_SUCCESS").exists()
 
 
+@pytest.mark.slow
 def test_score_and_filter(talking, tmp_path):
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "in.parquet")
     told = run("score_and_filter.py", talking, tmp_path / "in.parquet", tmp_path / "out.parquet")

@@ -89,7 +89,7 @@ def test_integer_times_scale_is_exact_in_bfloat16(tiny):
                 )
 
 
-@pytest.mark.parametrize("shards", [1, 8])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_a_store_of_4_bit_experts(tiny, tmp_path, shards):
     """The same weights for any number of devices, whatever it was made for."""
     made = convert(tiny, str(tmp_path / "store"), weights="int4", shards=shards)

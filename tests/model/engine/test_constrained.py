@@ -83,7 +83,7 @@ def test_every_completion_is_valid_unless_its_tokens_run_out(engine):
     assert ended > 30
 
 
-@pytest.mark.parametrize("numerics", ["float32", "bf16"])
+@pytest.mark.parametrize("numerics", [pytest.param("float32", marks=pytest.mark.slow), "bf16"])
 def test_free_rows_are_the_same_bits_beside_constrained_ones(
     engines, talking, numerics, monkeypatch
 ):

@@ -120,10 +120,14 @@ class Steps:
         )
 
 
-INT8_CACHE = pytest.param(("bf16", "int8"), marks=pytest.mark.slow)
+MODES_AND_CACHES = [
+    ("bf16", "auto"),
+    pytest.param(("float32", "auto"), marks=pytest.mark.slow),
+    pytest.param(("bf16", "int8"), marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(scope="module", params=[("float32", "auto"), ("bf16", "auto"), INT8_CACHE])
+@pytest.fixture(scope="module", params=MODES_AND_CACHES)
 def network(request):
     return Steps(*request.param)
 
@@ -209,7 +213,7 @@ def answer(output):
     )
 
 
-@pytest.mark.parametrize("how", [("float32", "auto"), ("bf16", "auto"), INT8_CACHE])
+@pytest.mark.parametrize("how", MODES_AND_CACHES)
 def test_answers_do_not_depend_on_what_runs_beside_them(engines, talking, how):
     numerics, cache = how
     engine = engines(talking, numerics=numerics, kv_cache_dtype=cache)

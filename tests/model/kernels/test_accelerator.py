@@ -71,8 +71,15 @@ def attended(query, cache, queries, kernels=None):
     return np.asarray(run(jnp.asarray(query, jnp.bfloat16), cache, queries))
 
 
-@pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("queries", [decoding, prompts])
+@pytest.mark.parametrize(
+    ("queries", "quantized"),
+    [
+        (decoding, True),
+        (prompts, False),
+        pytest.param(decoding, False, marks=pytest.mark.slow),
+        pytest.param(prompts, True, marks=pytest.mark.slow),
+    ],
+)
 def test_attention_is_the_plain_form(kernels, queries, quantized):
     asked = queries()
     query = normal(3, len(asked.inverse), HEADS * GROUP, SIZE)

@@ -198,7 +198,7 @@ class Case:
     [
         (8, 16),
         pytest.param(64, 16, marks=pytest.mark.slow),
-        (24, 32),
+        pytest.param(24, 32, marks=pytest.mark.slow),
         pytest.param(128, 8, marks=pytest.mark.slow),
     ],
 )
