@@ -1,6 +1,9 @@
+import pytest
+
 from bench import planning
 
 
+@pytest.mark.slow
 def test_every_row_is_counted_by_both():
     texts = planning.prompts(40, 60)
     assert len(set(texts)) == 40

@@ -73,11 +73,12 @@ def test_killed_and_started_again(phase, seed, inputs, undisturbed, environment,
     assert not [name for name in os.listdir(output) if name.startswith("_tmp")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sign", "sentence"),
     [
         (signal.SIGTERM, "told to end"),
-        pytest.param(signal.SIGINT, "interrupted; start the same", marks=pytest.mark.slow),
+        (signal.SIGINT, "interrupted; start the same"),
     ],
 )
 def test_told_to_end(inputs, undisturbed, environment, tmp_path, sign, sentence):

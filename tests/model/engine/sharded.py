@@ -1,6 +1,7 @@
 """What engines on several virtual CPU devices say; run as a program: devices are counted once.
 
-Arguments: a JSON list of engine options. Prints a JSON list of answers, in order.
+Arguments: a JSON list of engine options, and ``all`` for answers whose parameters and searches have
+steps of their own, and for what is exchanged. Prints a JSON list of answers, in order.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from tests.model.engine.conftest import GOLDEN, greedy, truth
 from tests.model.engine.steered import steered
 
 
-def answers(options: EngineOptions) -> dict:
+def answers(options: EngineOptions, more: bool) -> dict:
     """Scores of the golden sequences and greedy completions of the golden prompts."""
     with Engine.from_checkpoint(str(GOLDEN), options=options) as engine:
         scored = engine.generate(
@@ -43,11 +44,11 @@ def answers(options: EngineOptions) -> dict:
             "logprobs": [
                 [t.logprob, *t.top_logprobs] for o in scored for t in o.prompt_logprobs[1:]
             ],
-            "steered": steered(engine),
+            "steered": steered(engine) if more else None,
             "greedy": [o.outputs[0].token_ids for o in completed],
             "provenance": engine.provenance(),
             "rows_used": [r.loop.counters.decode_rows_used for r in engine._replicas],
-            "per_layer": exchanges_per_layer(options),
+            "per_layer": exchanges_per_layer(options) if more else None,
         }
 
 
@@ -67,4 +68,5 @@ def exchanges_per_layer(options: EngineOptions) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([answers(EngineOptions(**given)) for given in json.loads(sys.argv[1])]))
+    more = "all" in sys.argv[2:]
+    print(json.dumps([answers(EngineOptions(**given), more) for given in json.loads(sys.argv[1])]))

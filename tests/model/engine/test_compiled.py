@@ -14,6 +14,7 @@ from model.sharding import make_mesh
 from schemas.sampling import SamplingParams
 
 
+@pytest.mark.slow
 def test_it_is_told_which_steps_are_being_compiled():
     plan = make_plan(
         PRESETS["tiny"], EngineOptions(slots=2), make_mesh(1, PRESETS["tiny"], jax.devices())
