@@ -191,7 +191,7 @@ def _file_errors(manifest: Mapping[str, Any]) -> str:
     number, unknown = manifest["files_errored"], manifest["files_of_unknown_rows"]
     text = f"{number:,} of {manifest['files']:,} could not be read, or not wholly"
     if unknown:
-        text += f", {unknown:,} of them with nobody knows how many rows"
+        text += f" ({unknown:,} of an unknown number of rows)"
     more = "; all are in _errors/files.parquet" if number > 1 else ""
     return f"{text}: {first['error_code']}: {first['error_message']}{more}"
 
