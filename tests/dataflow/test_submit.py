@@ -99,7 +99,10 @@ def test_a_service_that_does_not_answer_is_no_obstacle(world, tmp_path, capsys):
     assert "job j-1: state not known: Dataflow cannot be reached" in capsys.readouterr().out
 
 
-def test_an_interrupt_says_that_the_job_goes_on(world, idle, capsys):
+def test_an_interrupt_says_that_the_job_goes_on(world, idle, capsys, request):
+    # A shell that starts this in the background has it ignore interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     dataflow, endpoint = idle
 
     def interrupt() -> None:
