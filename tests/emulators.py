@@ -37,6 +37,7 @@ run_simple("127.0.0.1", int(sys.argv[1]), app, request_handler=MotoRequestHandle
 @contextlib.contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
     """An S3 server; yields the environment that points clients at it."""
+    pytest.importorskip("moto")
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     with _process([sys.executable, "-c", _MOTO, str(port)], f"{url}/moto-api/"):

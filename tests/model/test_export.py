@@ -216,6 +216,7 @@ def test_a_large_model_is_several_files(small, tmp_path, monkeypatch):
 
 
 def test_what_llama_cpp_cannot_run_is_refused(tiny, small, tmp_path):
+    pytest.importorskip("gguf")
     with pytest.raises(
         SetupError, match=r"num_q_heads \* key_size \(128\) to equal emb_size \(32\)"
     ):
@@ -231,6 +232,8 @@ def test_what_llama_cpp_cannot_run_is_refused(tiny, small, tmp_path):
 
 @pytest.mark.parametrize(("form", "name"), [("gguf", "model.gguf"), ("huggingface", "folder")])
 def test_nothing_is_overwritten_unasked(small, tmp_path, form, name):
+    if form == "gguf":
+        pytest.importorskip("gguf")
     target = str(tmp_path / name)
     first = export_checkpoint(small, target, form)
     with pytest.raises(SetupError, match="already"):
@@ -240,6 +243,7 @@ def test_nothing_is_overwritten_unasked(small, tmp_path, form, name):
 
 
 def test_the_command(small, tmp_path, capsys):
+    pytest.importorskip("gguf")
     target = str(tmp_path / "model.gguf")
     arguments = ["export", "--checkpoint", small, "--to", target]
     assert main([*arguments, "--format", "gguf"]) == 0

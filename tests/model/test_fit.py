@@ -96,6 +96,7 @@ def test_the_command_names_the_package_that_is_missing(monkeypatch, capsys):
 
 
 def test_the_command_shows_and_judges(monkeypatch, capsys):
+    pytest.importorskip("rich")
     found = fit(max_slots=200, steps={"decode": step(0.5, 80)})
     monkeypatch.setattr("model.fit.find_fit", lambda question: found)
     assert main(["fit", "--machine", "h100x8"]) == FAILED

@@ -87,6 +87,7 @@ def test_answers_are_the_same_with_drafts(engines, options):
 
 
 def test_a_constrained_row_and_a_beam_draft_nothing(engines):
+    pytest.importorskip("llguidance")
     engine = engines(TRAINED, slots=16, draft_tokens=4)
     for params in (
         SamplingParams(temperature=0, max_tokens=30, structured_outputs={"regex": "(ab)+"}),
