@@ -81,6 +81,11 @@ def list_inputs(
     listed: dict[str, Listed] = {}
     for pattern in inputs:
         found = _find(pattern, root, output)
+        if not found and output is not None and _find(pattern, root, None):
+            raise SetupError(
+                f"all input files that match {files.redact(pattern)} lie in the output folder "
+                f"{files.redact(output)}, whose files are the run's own; choose another --output"
+            )
         if not found:
             raise SetupError(
                 f"no input file matches {files.redact(pattern)}; give Parquet files, a folder that "

@@ -5,8 +5,8 @@ import dataclasses
 import os
 import threading
 import uuid
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
@@ -21,6 +21,8 @@ _PIECEMEAL = {"s3", "gs"}
 """Stores whose clients cut a large file into pieces."""
 
 _memory_lock = threading.Lock()
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Folder:
         """Writes a file if there is none; returns whether this call made it."""
         fs, path = files.split(self.at(name))
         if isinstance(fs, LocalFileSystem):
-            return self._create_locally(path, data)
+            return _twice(lambda: self._create_locally(path, data))
         guard = _memory_lock if isinstance(fs, MemoryFileSystem) else contextlib.nullcontext()
         with guard:
             try:
@@ -68,8 +70,7 @@ class Folder:
         """
         fs, path = files.split(self.at(name))
         if isinstance(fs, LocalFileSystem):
-            temporary = self._write_temporary(path, data, flush)
-            os.replace(temporary, path)
+            _twice(lambda: os.replace(self._write_temporary(path, data, flush), path))
         else:
             fs.pipe_file(path, data, **_in_one_request(fs, data))
 
@@ -132,6 +133,17 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
         return temporary
+
+
+def _twice(place: Callable[[], _T]) -> _T:
+    """Puts a file in its place, once more if what was to be it is gone.
+
+    A new owner of a folder sweeps it, and what another writes there in just that moment.
+    """
+    try:
+        return place()
+    except FileNotFoundError:
+        return place()
 
 
 def _in_one_request(fs: Any, data: bytes) -> dict[str, int]:

@@ -64,8 +64,8 @@ def estimate(given: argparse.Namespace) -> "Estimate":
     if given.pilot < 0:
         raise SetupError(f"--pilot must not be negative, got {given.pilot}")
     rates = read_rates(given.rates)
-    # A plan touches no output folder, but the options of a job name one.
-    given.output = given.output or "."
+    # A plan touches no output folder, but the options of a job name one, and no input lies in it.
+    given.output = given.output or "_completions"
     job, _, chunks = check_job(generate.options_of(given))
     with _Bar(job.rows) as bar:
         census = take_census(

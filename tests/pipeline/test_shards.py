@@ -27,9 +27,9 @@ def names(*inputs, root=None):
     return [file.path for file in list_inputs([str(i) for i in inputs], root)]
 
 
-def refused(*inputs, root=None) -> str:
+def refused(*inputs, **more) -> str:
     with pytest.raises(SetupError) as caught:
-        names(*inputs, root=root)
+        list_inputs([*map(str, inputs)], **more)
     return str(caught.value)
 
 
@@ -92,6 +92,11 @@ def test_a_root_that_is_not_above(tree):
 def test_nothing_matches(tree):
     for pattern in ("none", "*.csv", "gone/*.parquet"):
         assert refused(tree / pattern).startswith(f"no input file matches {tree / pattern};")
+
+
+def test_an_input_within_the_output_is_told(tree):
+    sentence = refused("*.parquet", output=str(tree))
+    assert sentence.startswith("all input files that match *.parquet lie in the output folder")
 
 
 def test_an_unknown_store_is_told(tree):

@@ -69,8 +69,10 @@ def test_a_row_that_kills_is_quarantined(inputs, healthy, environment, tmp_path)
     second = _start(inputs, output, environment, POISON)
     assert second.returncode == -9, second.stderr
     assert _records(output).count("alone") == 1, "nor is one accused that had its answer"
-    # The chunk that was in the engine beside it has suspects of its own, and may be whole or not.
-    assert len(runs.part_names(output)) in (2, 3)
+    # Chunks that were in the engine beside it have suspects of their own, and may be whole or not;
+    # what they came to so far is kept.
+    assert len(runs.part_names(output)) < 4
+    assert len(runs.part_names(output)) + _records(output).count("saved") >= 4
     # The third: what the chunk's other rows came to is known by now, so it begins with the row.
     third = _start(inputs, output, environment, POISON)
     assert third.returncode == -9, third.stderr

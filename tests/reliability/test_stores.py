@@ -1,5 +1,6 @@
 """What the promises rest on: on each store, a file appears whole or not at all, and only once."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -78,6 +79,25 @@ def test_a_file_below_a_folder_that_is_not_there(store):
     folder.replace("_plan/chunks.parquet", b"y")
     assert folder.read("_errors/files.parquet") == b"x"
     assert folder.read("_plan/chunks.parquet") == b"y"
+
+
+def test_a_file_that_is_swept_before_it_has_its_name(tmp_path, monkeypatch):
+    """A run that takes a folder over removes what it finds there, at any moment."""
+    folder = Folder(str(tmp_path / "out"))
+    write, written = Folder._write_temporary, []
+
+    def swept(self, *arguments):
+        written.append(write(self, *arguments))
+        if len(written) % 2:
+            os.remove(written[-1])
+        return written[-1]
+
+    monkeypatch.setattr(Folder, "_write_temporary", swept)
+    folder.replace("record", b"x")
+    assert folder.create("part", b"y")
+    assert not folder.create("part", b"z")
+    assert (folder.read("record"), folder.read("part")) == (b"x", b"y")
+    assert sorted(folder.names()) == ["part", "record"]
 
 
 def test_what_is_written_is_seen_at_once(store):

@@ -48,6 +48,14 @@ def plan(folder, capsys, *arguments: str) -> tuple[int, dict]:
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("source", ["in.parquet", "*.parquet", "."])
+def test_the_input_may_lie_where_one_stands(world, capsys, monkeypatch, source):
+    monkeypatch.chdir(world[0])
+    command = ["plan", "--checkpoint", "checkpoint", "--input", source, "--json", "--workers", "1"]
+    assert main(command) == ROW_ERRORS
+    assert json.loads(capsys.readouterr().out)["rows"] == 8
+
+
 def test_every_row_is_counted_as_a_run_will_see_it(world, capsys):
     folder, tokenizer, prompts = world
     code, found = plan(folder, capsys, "--min-tokens", "2")
