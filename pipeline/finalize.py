@@ -22,7 +22,8 @@ from pipeline.strikes import STRIKES
 from schemas.completion import SCHEMA_VERSION
 from schemas.error import SetupError
 
-_REMEDY = "remove that part, and start the same command again"
+REMEDY = "remove that part, and start the same command again"
+"""For a part that is not what it should be."""
 
 _FILE_ERRORS_SHOWN = 100
 """In the manifest; all are in ``_errors/files.parquet``."""
@@ -136,7 +137,7 @@ def _read_rows(folder: Folder, name: str) -> None:
                 pass
     except (pa.ArrowException, OSError) as fault:
         reason = " ".join(str(fault).split())[:200]
-        raise NotConserved(f"{name} cannot be read: {reason}; {_REMEDY}") from None
+        raise NotConserved(f"{name} cannot be read: {reason}; {REMEDY}") from None
 
 
 def is_stray(name: str, planned: set[str]) -> bool:
@@ -149,15 +150,15 @@ def _line(folder: Folder, chunk: Chunk, present: dict[str, int]) -> dict[str, An
     try:
         _, metadata = read_footer(folder.at(name), present[name])
     except SetupError as fault:
-        raise NotConserved(f"{fault}; {_REMEDY}") from None
+        raise NotConserved(f"{fault}; {REMEDY}") from None
     # Each look at it copies all of it.
     found = metadata.metadata or {}
     if not {COUNTS, PROVENANCE, RUN} <= found.keys():
-        raise NotConserved(f"{name} was not written by this project; {_REMEDY}")
+        raise NotConserved(f"{name} was not written by this project; {REMEDY}")
     counts = Counts(**json.loads(found[COUNTS]))
     if counts.rows_in != chunk.rows or counts.rows_out != metadata.num_rows:
         raise NotConserved(
-            f"{name} should hold {chunk.rows} input rows, but holds {counts}; {_REMEDY}"
+            f"{name} should hold {chunk.rows} input rows, but holds {counts}; {REMEDY}"
         )
     provenance = json.loads(found[PROVENANCE])
     run = json.loads(found[RUN])

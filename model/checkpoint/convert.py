@@ -12,7 +12,7 @@ from typing import BinaryIO
 import ml_dtypes
 import numpy as np
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from model.checkpoint.base import HostTensor, ReadParts
 from model.checkpoint.huggingface import HuggingFaceCheckpoint
 from model.checkpoint.int4 import pack_int4
@@ -120,9 +120,9 @@ def convert(
     store = StoreCheckpoint(url, index)
     _verify_files(store, planned, journal, progress)
     if tokenizer:
-        files.write_bytes(files.join(url, TOKENIZER), tokenizer.model)
-    files.write_bytes(files.join(url, CONFIG), index.config.to_json().encode())
-    files.write_bytes(files.join(url, INDEX), index.to_json().encode())
+        sink.write_bytes(files.join(url, TOKENIZER), tokenizer.model)
+    sink.write_bytes(files.join(url, CONFIG), index.config.to_json().encode())
+    sink.write_bytes(files.join(url, INDEX), index.to_json().encode())
     journal.close()
     return Conversion(
         url=store.url,
@@ -155,7 +155,7 @@ def _write_files(
 
     def write(file: StoreFile) -> None:
         sums: Sums = {}
-        with files.open_write(files.join(url, file.name)) as out:
+        with sink.open_write(files.join(url, file.name)) as out:
             out.write(file.header)
             for piece, array in _arrays(read, file):
                 sums[piece.name] = _write_array(out, array)

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import fsspec
@@ -20,10 +20,6 @@ from schemas.error import SetupError
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-
-_FOLDER_PROTOCOLS = {"sftp", "ssh", "hdfs", "webhdfs", "smb", "ftp"}
-"""Stores where a folder must exist before a file in it. Elsewhere a "folder" is only a prefix, and
-making one may make a bucket."""
 
 _THREADS = 32
 _ALIGNMENT = 64
@@ -47,7 +43,7 @@ def split(url: str | os.PathLike[str]) -> tuple[Any, str]:
       SetupError: the protocol is unknown, or its package is not installed.
     """
     url = os.fspath(url)
-    with _faults("use", url):
+    with faults("use", url):
         return fsspec.core.url_to_fs(url)
 
 
@@ -82,7 +78,7 @@ def basename(url: str) -> str:
 def list_files(url: str) -> dict[str, int]:
     """Names and sizes in bytes of the files right in a folder; none if there is no such folder."""
     fs, path = split(url)
-    with _faults("list", url):
+    with faults("list", url):
         fs.invalidate_cache(path)
         try:
             entries = fs.ls(path, detail=True)
@@ -101,7 +97,7 @@ def list_files(url: str) -> dict[str, int]:
 def exists(url: str) -> bool:
     """Whether a file or folder is there; a store that refuses to say is a fault, not a no."""
     fs, path = split(url)
-    with _faults("look for", url):
+    with faults("look for", url):
         try:
             fs.info(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -116,7 +112,7 @@ def read_bytes(url: str, limit: int) -> bytes:
       SetupError: it cannot be read, or is larger than ``limit`` bytes.
     """
     fs, path = split(url)
-    with _faults("read", url):
+    with faults("read", url):
         size = fs.size(path)
         if size is not None and size > limit:
             raise SetupError(
@@ -132,7 +128,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
       SetupError: they cannot be read, or the file ends before them.
     """
     fs, path = split(url)
-    with _faults("read", url):
+    with faults("read", url):
         data = fs.cat_file(path, start=start, end=stop) if stop > start else b""
     if len(data) != stop - start:
         raise SetupError(
@@ -150,7 +146,7 @@ def read_into(url: str, start: int, buffer: np.ndarray) -> None:
     if (path := local_path(url)) is None:
         buffer[:] = np.frombuffer(read_range(url, start, start + buffer.size), np.uint8)
         return
-    with _faults("read", url), open(path, "rb", buffering=0) as file:
+    with faults("read", url), open(path, "rb", buffering=0) as file:
         at = 0
         while at < buffer.size:
             if not (got := os.preadv(file.fileno(), [buffer[at:].data], start + at)):
@@ -179,49 +175,17 @@ def empty(size: int) -> np.ndarray:
     return buffer[skip : skip + size]
 
 
-def write_bytes(url: str, data: bytes) -> None:
-    """Writes a file whole, with the folders above it."""
-    with open_write(url) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def open_write(url: str) -> Iterator[BinaryIO]:
-    """A file to be written from its beginning, with the folders above it.
-
-    It appears whole: a local one under its name once it is on the disk, one in an object store once
-    it is closed. What a killed process leaves is hidden, and replaced when it is written again.
-    """
-    fs, path = split(url)
-    with _faults("write", url):
-        if isinstance(fs, LocalFileSystem):
-            folder, name = os.path.split(path)
-            os.makedirs(folder, exist_ok=True)
-            unfinished = os.path.join(folder, f".{name}.unfinished")
-            with open(unfinished, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-            return
-        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-        if protocols & _FOLDER_PROTOCOLS:
-            fs.makedirs(fs._parent(path), exist_ok=True)
-        with fs.open(path, "wb") as file:
-            yield file
-
-
 def remove(url: str) -> None:
     """Removes a file."""
     fs, path = split(url)
-    with _faults("remove", url):
+    with faults("remove", url):
         fs.rm_file(path)
 
 
 def remove_folder(url: str) -> None:
     """Removes a folder with all that is in it, if it is there."""
     fs, path = split(url)
-    with _faults("remove", url), contextlib.suppress(FileNotFoundError):
+    with faults("remove", url), contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
 
 
@@ -252,7 +216,8 @@ def _cut(url: str) -> tuple[str, str, str]:
 
 
 @contextlib.contextmanager
-def _faults(action: str, url: str) -> Iterator[None]:
+def faults(action: str, url: str) -> Iterator[None]:
+    """Tells any fault in one sentence: what could not be done with which file, and why."""
     try:
         yield
     except SetupError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import ml_dtypes
 import numpy as np
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from model.checkpoint.base import Checkpoint
 from model.checkpoint.huggingface import CONFIG, INDEX, TOKENIZER
 from model.checkpoint.numbers import numbers, stored_shape
@@ -68,7 +68,7 @@ def write_huggingface(
     total, done = sum(array.nbytes for shard in shards for array in shard), 0
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        with files.open_write(files.join(url, name)) as file:
+        with sink.open_write(files.join(url, name)) as file:
             header = [(array.name, array.dtype, array.shape) for array in shard]
             file.write(write_header(header, made_for="pt"))
             for array, blocks in _read(checkpoint, shard):
@@ -81,12 +81,12 @@ def write_huggingface(
     if checkpoint.tokenizer_url is not None:
         tokenizer = Tokenizer.load(checkpoint.tokenizer_url)
         tokenizer.check_against(config)
-        files.write_bytes(files.join(url, TOKENIZER), tokenizer.model)
+        sink.write_bytes(files.join(url, TOKENIZER), tokenizer.model)
     shard_of = {a.name: name for name, shard in zip(names, shards, strict=True) for a in shard}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(shard_of.items()))}
     texts[INDEX] = json.dumps(index, indent=2) + "\n"
     for name, text in texts.items():
-        files.write_bytes(files.join(url, name), text.encode())
+        sink.write_bytes(files.join(url, name), text.encode())
     return [files.join(url, name) for name in (*names, *texts)]
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from model.checkpoint.base import parse_object
 from model.checkpoint.store import JOURNAL
 from model.checkpoint.store_index import INDEX, StoreIndex, are_checksums_of, read_index
@@ -105,7 +105,7 @@ class Journal:
         return parse_object(files.read_bytes(url, _RECORD_BYTES), files.redact(url))
 
     def _write(self, name: str, content: Any) -> None:
-        files.write_bytes(files.join(self._folder, name), json.dumps(content).encode())
+        sink.write_bytes(files.join(self._folder, name), json.dumps(content).encode())
 
 
 def _record(name: str) -> str:

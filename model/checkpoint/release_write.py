@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from model.checkpoint.pickle_write import ArraySource, write_array, write_quantized
 from model.checkpoint.release import (
     CONFIG,
@@ -54,13 +54,13 @@ def write_release(
     if tokenizer is not None:
         loaded = Tokenizer.load(tokenizer) if isinstance(tokenizer, str) else Tokenizer(tokenizer)
         loaded.check_against(config)
-        files.write_bytes(files.join(url, TOKENIZER), loaded.model)
+        sink.write_bytes(files.join(url, TOKENIZER), loaded.model)
     for name in old:  # a model of more layers would leave files that belong to no tensor
         files.remove(files.join(folder, name))
-    files.write_bytes(files.join(url, CONFIG), config.to_json().encode())
+    sink.write_bytes(files.join(url, CONFIG), config.to_json().encode())
     for index, tensor in enumerate(file_order(config)):
         values, scales = sources(index, tensor)
-        with files.open_write(files.join(folder, file_name(index))) as file:
+        with sink.open_write(files.join(folder, file_name(index))) as file:
             if scales is not None:
                 write_quantized(file, values, scales)
             else:

@@ -15,7 +15,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from model.engine.machine import versions
 from model.private_folder import ensure_private, own_cache
 from schemas.error import SetupError
@@ -88,7 +88,7 @@ class CompileCache:
             _log.warning("what was compiled is not kept for the next start: %s", error)
 
     def _write(self, path: Path) -> None:
-        files.write_bytes(files.join(str(self._url), path.name), path.read_bytes())
+        sink.write_bytes(files.join(str(self._url), path.name), path.read_bytes())
 
 
 def _machine_name(mesh: Mesh) -> str:

@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from model.machines import GPU_MEMORY_SHARE
 
 _MOST_BYTES = 1 << 20
@@ -46,7 +46,7 @@ class Tuning:
         kept = files.list_files(self._url)
         for path in sorted(self._folder.iterdir()):
             if path.name not in kept:
-                files.write_bytes(files.join(self._url, path.name), path.read_bytes())
+                sink.write_bytes(files.join(self._url, path.name), path.read_bytes())
 
     def identity(self) -> str:
         """A hash of all choices that this process goes by; 12 hex digits."""

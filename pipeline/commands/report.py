@@ -52,7 +52,7 @@ def write_report(
     Raises:
       SetupError: the folder is no run's output or cannot be written, or a package is missing.
     """
-    from model.checkpoint import files
+    from model.checkpoint import files, sink
     from pipeline.report.collect import collect
     from pipeline.report.page import REPORT, render
     from pipeline.storage import Folder
@@ -61,5 +61,5 @@ def write_report(
     if to is None:
         Folder(output).replace(REPORT, page)
         return files.join(output, REPORT)
-    files.write_bytes(str(pathlib.Path(to)) if "://" not in to else to, page)
+    sink.write_bytes(str(pathlib.Path(to)) if "://" not in to else to, page)
     return to

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from pipeline.formats.columns import Kinds, convert, table
 from pipeline.formats.openai import rows_of
 from pipeline.formats.records import Fault, Record, read_csv, read_json_lines
@@ -216,7 +216,7 @@ class _Writer:
             self._faults.append(fault)
         if self._errors is None:
             url = self._folder.at(_ERRORS.format(stem=self._stem))
-            self._errors = self._open.enter_context(files.open_write(url))
+            self._errors = self._open.enter_context(sink.open_write(url))
         line = json.dumps(dataclasses.asdict(fault), ensure_ascii=False) + "\n"
         self._errors.write(line.encode(errors="replace"))
 

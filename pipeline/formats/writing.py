@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from pipeline import shards
 from pipeline.claim import JOB, SUCCESS
+from pipeline.finalize import REMEDY
 from pipeline.formats import openai
 from pipeline.formats.reading import errors_beside
 from pipeline.formats.records import Fault, read_json_lines
@@ -102,8 +103,13 @@ def export_run(
     if not overwrite and files.exists(to):
         raise SetupError(f"{files.redact(to)} is already there: give another name or --overwrite")
     job = json.loads(folder.read(JOB) or b"{}")
+    if kind == "openai" and job.get("settings", {}).get("task") == "score":
+        raise SetupError(
+            f"{files.redact(output)} holds scores, for which OpenAI's format has no place; "
+            "write them as jsonl, csv or datasets"
+        )
     refused, unknown = 0, None
-    with files.open_write(to) as file:
+    with sink.open_write(to) as file:
         if kind == "openai":
             rows = _write_openai(folder, parts, job, file)
             try:
@@ -123,9 +129,14 @@ def export_run(
 
 def _rows(folder: Folder, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     for part in parts:
-        with open_parquet(folder.at(part), _BUFFER_BYTES) as source:
-            for batch in pq.ParquetFile(source).iter_batches(_BATCH_ROWS, use_threads=False):
-                yield from batch.to_pylist()
+        try:
+            with open_parquet(folder.at(part), _BUFFER_BYTES) as source:
+                for batch in pq.ParquetFile(source).iter_batches(_BATCH_ROWS, use_threads=False):
+                    yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as fault:
+            reason = " ".join(str(fault).split())[:200]
+            where = files.redact(folder.at(part))
+            raise SetupError(f"{where} cannot be read: {reason}; {REMEDY}") from None
 
 
 def _json_lines(row: dict[str, Any]) -> str:
@@ -201,8 +212,8 @@ def _write_datasets(folder: Folder, parts: Sequence[str], to: str, overwrite: bo
             raise SetupError(f"{files.redact(folder.at(part))} is gone; export again")
         data.replace(f"train-{index:05d}-of-{len(parts):05d}.parquet", content)
         count += pq.ParquetFile(pa.BufferReader(content)).metadata.num_rows
-    files.write_bytes(files.join(to, JOB), folder.read(JOB) or b"{}")
-    files.write_bytes(files.join(to, "README.md"), _CARD.format(rows=count).encode())
+    sink.write_bytes(files.join(to, JOB), folder.read(JOB) or b"{}")
+    sink.write_bytes(files.join(to, "README.md"), _CARD.format(rows=count).encode())
     return count
 
 

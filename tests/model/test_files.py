@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from schemas.error import SetupError
 
 
@@ -66,7 +66,7 @@ def test_parent_and_basename(tmp_path, monkeypatch):
 def test_local_paths_may_be_relative_or_begin_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    files.write_bytes("new/folder/file", b"abc")
+    sink.write_bytes("new/folder/file", b"abc")
     assert files.read_bytes("~/new/folder/file", 10) == b"abc"
     assert files.local_path("new") == os.path.join(os.getcwd(), "new")
     assert files.local_path("memory://new") is None
@@ -82,11 +82,11 @@ def test_list_files_gives_files_only_and_follows_links(tmp_path):
 
 
 def test_any_fsspec_url(tmp_path):
-    files.write_bytes("memory://files/a/b", b"hello")
+    sink.write_bytes("memory://files/a/b", b"hello")
     assert files.list_files("memory://files/a") == {"b": 5}
     assert files.exists("memory://files/a/b")
     assert not files.exists("memory://files/c")
-    files.write_bytes("memory://files/c", b"")
+    sink.write_bytes("memory://files/c", b"")
     files.remove("memory://files/c")
     assert not files.exists("memory://files/c")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
@@ -97,7 +97,7 @@ def test_any_fsspec_url(tmp_path):
 
 
 def test_read_bytes_is_bounded():
-    files.write_bytes("memory://files/big", bytes(11))
+    sink.write_bytes("memory://files/big", bytes(11))
     with pytest.raises(SetupError, match="has 11 bytes, more than the 10"):
         files.read_bytes("memory://files/big", 10)
 
@@ -106,7 +106,7 @@ def test_read_bytes_is_bounded():
 def test_ranges_and_buffers(place, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RANGE_BYTES", 7)
     url, data = place.format(tmp=tmp_path), np.arange(100, dtype=np.uint8)
-    files.write_bytes(url, data.tobytes())
+    sink.write_bytes(url, data.tobytes())
     assert files.read_range(url, 3, 5) == bytes([3, 4])
     assert files.read_range(url, 3, 3) == b""
     np.testing.assert_array_equal(files.read_buffer(url, 3, 90), data[3:90])
@@ -122,7 +122,7 @@ def test_faults_are_one_sentence(tmp_path):
         files.exists("nope://x")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SetupError, match="cannot write"):
-        files.write_bytes(str(tmp_path / "file" / "below"), b"")
+        sink.write_bytes(str(tmp_path / "file" / "below"), b"")
 
 
 class _Leaky(fsspec.AbstractFileSystem):

@@ -10,7 +10,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.checkpoint import files
+from model.checkpoint import sink
 from model.checkpoint.synth_tokenizer import synthesize_tokenizer
 from model.config import PRESETS
 from model.tokenizer import Tokenizer
@@ -207,7 +207,7 @@ def test_ids_outside_the_vocabulary_are_refused(token):
 
 
 def test_load_and_identity(tmp_path):
-    files.write_bytes("memory://tok/tokenizer.model", TRAINED.model)
+    sink.write_bytes("memory://tok/tokenizer.model", TRAINED.model)
     loaded = Tokenizer.load("memory://tok/tokenizer.model")
     assert loaded.identity == TRAINED.identity
     assert len(loaded.identity) == 64

@@ -30,6 +30,20 @@ def test_json_lines_are_the_rows(finished, tmp_path):
     assert [json.loads(line) for line in lines] == rows_of(finished)
 
 
+def test_a_part_that_is_broken_is_named(finished, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(finished.output, broken)
+    part = sorted(broken.glob("part-*"))[0]
+    part.write_bytes(part.read_bytes()[:-10])
+    target = tmp_path / "out.jsonl"
+    command = ["export", str(broken), "--to", str(target), "--format", "jsonl"]
+    assert main(command) == SETUP
+    error = capsys.readouterr().err
+    assert f"{part} cannot be read: " in error
+    assert "remove that part, and start the same command again" in error
+    assert not target.exists()
+
+
 def test_csv_has_the_same_cells(finished, tmp_path):
     with open(exported(finished, tmp_path, "csv"), newline="") as file:
         found = list(csv.DictReader(file))
