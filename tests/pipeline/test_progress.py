@@ -5,7 +5,8 @@ import types
 import pytest
 
 from model.engine.options import EngineStats
-from pipeline.progress import Line, Progress, Reading, duration
+from pipeline.progress import Progress
+from pipeline.progress_line import Line, Reading, duration
 
 JOB = types.SimpleNamespace(
     rows=1000, rows_done=200, options=types.SimpleNamespace(task="generate")
@@ -58,7 +59,7 @@ def test_rates_are_those_of_the_last_seconds_and_not_of_other_runs():
     fast = {"decode_rows_used": 1060, "decode_rows": 1410, "requests": 27, "prefilled_tokens": 300}
     told = line.tell(reading(1010.0, committed=60, errored=4, **fast))
     assert told == (
-        "220 of 1,000 rows (22%) · 3 errored · 6 min 30 s left · "
+        "220 of 1,000 rows (22%) · 3 errored since resuming · 6 min 30 s left · "
         "30 prompt, 100 completion tokens/s · slots 80% full"
     )
 
@@ -77,6 +78,78 @@ def test_scored_rows_are_done_once_committed_whatever_was_asked_for_them():
     told = line.tell(reading(20.0, committed=100, scored_tokens=801, requests=700))
     assert told.startswith("300 of 1,000 rows")
     assert told.endswith("1 min 10 s left · 0 prompt, 80 scored tokens/s")
+
+
+def fresh_job(rows: int) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**{**vars(JOB), "rows": rows, "rows_done": 0})
+
+
+def test_a_narrow_line_has_all_of_it_in_fewer_words():
+    line = Line(fresh_job(12_000), reading(0.0))
+    line.tell(reading(10.0, decode_rows_used=1, decode_rows=1))
+    made = {"decode_rows_used": 43_381, "decode_rows": 48_201, "prefilled_tokens": 126_610}
+    now = reading(20.0, errored=4, requests=4975, **made)
+    told = line.tell(now)
+    assert told == (
+        "4,975 of 12,000 rows (41%) · 4 errored · 14 s left · "
+        "12,661 prompt, 4,338 completion tokens/s · slots 90% full"
+    )
+    assert line.tell(now, len(told)) == told
+    assert line.tell(now, 78) == (
+        "4,975/12,000 rows 41% · 4 errored · 14 s left · 12.7k + 4.3k tok/s · 90% full"
+    )
+
+
+@pytest.mark.parametrize("rows_done", [0, 200_000])
+@pytest.mark.parametrize("rows", [1_000_000, 1_234_567, 999_999_999])
+@pytest.mark.parametrize("seconds", [5.0, 500.0, 100_000.0])
+@pytest.mark.parametrize("tokens", [127_460, 999_999_999])
+def test_an_80_column_terminal_has_room_for_large_jobs(rows_done, rows, seconds, tokens):
+    line = Line(
+        types.SimpleNamespace(**{**vars(JOB), "rows": rows, "rows_done": rows_done}), reading(0.0)
+    )
+    line.tell(reading(1.0, decode_rows_used=1, decode_rows=1))
+    made = {"decode_rows_used": tokens, "decode_rows": tokens, "prefilled_tokens": tokens}
+    now = reading(1.0 + seconds, errored=9_123, requests=123_456, **made)
+    told = line.tell(now, 78)
+    assert len(told) <= 78
+    assert re.search(r"9(\.1k|,123) errored", told)
+    assert re.search(r"left · .* tok/s · 100% full$", told)
+
+
+def test_an_80_column_terminal_has_room_for_the_phases():
+    line = Line(fresh_job(1_000_000), reading(0.0))
+    phases = {"loading": (123.4e9, 316.1e9, 1.0), "compiling": (0, 5, 1.0)}
+    names = ("prefill", "decode")
+    now = reading(101.0, phases=phases.items(), compiling=names, errored=1234)
+    told = line.tell(now, 78)
+    assert told == "0/1M rows 0% · 1.2k errored · loading 123.4/316.1 GB, 1.2 GB/s · compiling 0/5"
+    made = {"compile_seconds": 3.0, "prefilled_tokens": 1_234_567}
+    assert len(line.tell(reading(102.0, errored=1234, **made), 78)) <= 78
+
+
+def test_rows_answered_before_the_first_token_was_seen_do_not_hasten_the_end():
+    line = Line(fresh_job(100_000), reading(0.0))
+    made = [{"decode_rows_used": n, "decode_rows": n, "requests": n} for n in (6000, 12_000)]
+    assert "left" not in line.tell(reading(60.0, **made[0]))
+    assert " · 14 min 40 s left · " in line.tell(reading(120.0, **made[1]))
+
+
+def test_once_all_rows_are_answered_nothing_is_left():
+    line = Line(fresh_job(1000), reading(0.0))
+    line.tell(reading(1.0, decode_rows_used=1, decode_rows=1))
+    almost = {"decode_rows_used": 999, "decode_rows": 999}
+    assert line.tell(reading(2.0, requests=999, **almost)).startswith("999 of 1,000 rows (99%)")
+    told = line.tell(reading(3.0, requests=1000, **almost))
+    assert told.startswith("1,000 of 1,000 rows (100%)")
+    assert "left" not in told
+
+
+def test_errors_of_a_resumed_run_are_not_passed_off_as_all():
+    told = Line(JOB, reading(0.0)).tell(reading(1.0, errored=2))
+    assert told == "200 of 1,000 rows (20%) · 2 errored since resuming · reading"
+    told = Line(fresh_job(1000), reading(0.0)).tell(reading(1.0, errored=2))
+    assert told == "0 of 1,000 rows (0%) · 2 errored · reading"
 
 
 @pytest.mark.parametrize(
@@ -110,10 +183,9 @@ def test_a_narrow_terminal_has_one_line_too(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     stream = Terminal()
     with Progress(JOB, stream):
-        while "200 of 1,000" not in stream.getvalue():
+        while "200/1k 20% · read…" not in stream.getvalue():
             pass
-    assert "…" in stream.getvalue()
-    assert "(20%)" not in stream.getvalue()
+    assert "reading" not in stream.getvalue()
 
 
 def test_elsewhere_it_is_a_line_a_minute(monkeypatch):
@@ -127,3 +199,14 @@ def test_elsewhere_it_is_a_line_a_minute(monkeypatch):
         while "\n" not in stream.getvalue():
             pass
     assert re.match(r"\d\d:\d\d:\d\d 200 of 1,000 rows \(20%\) · reading\n", stream.getvalue())
+
+
+def test_in_a_log_it_reads_more_often_than_it_prints(monkeypatch):
+    monkeypatch.setattr("pipeline.progress._REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.progress._LOG_SECONDS", 0.1)
+    stream, told = io.StringIO(), []
+    with Progress(JOB, stream) as progress:
+        monkeypatch.setattr(progress._line, "tell", lambda now: told.append(now) or "how it is")
+        while stream.getvalue().count("\n") < 2:
+            pass
+    assert len(told) > 2 * stream.getvalue().count("\n")
