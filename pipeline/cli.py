@@ -141,8 +141,9 @@ def _quiet(debug: bool) -> None:
     else:
         logging.basicConfig(level=logging.ERROR, format="grok1: %(message)s")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        # Beam logs each fault several times; the command reports it once.
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        # These log each fault, some several times; the command reports it once.
+        for name in ("apache_beam", "gcsfs"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _fault(error: Exception, code: int, debug: bool) -> int:

@@ -133,11 +133,12 @@ def _find(pattern: str, root: str | None, output: str | None) -> list[Listed]:
     try:
         fs.invalidate_cache()
         literal = not _is_glob(pattern) or fs.exists(path)
-        if literal and fs.isdir(path):
+        info = _info(fs, path) if literal else None
+        if info and info["type"] == "directory":
             base, entries = pattern, fs.find(path, detail=True)
             keep = _visible_parquet
         elif literal:
-            entries = {path: fs.info(path)} if fs.isfile(path) else {}
+            entries = {path: info} if info else {}
             base, keep = files.parent(pattern), _anything
         else:
             base, entries = _wildcard_free(pattern), fs.glob(path, detail=True)
@@ -169,6 +170,14 @@ def _find(pattern: str, root: str | None, output: str | None) -> list[Listed]:
             )
         )
     return found
+
+
+def _info(fs: Any, path: str) -> dict[str, Any] | None:
+    """What stands there, or None; a store that is out of reach has not said that nothing does."""
+    try:
+        return fs.info(path)
+    except FileNotFoundError:
+        return None
 
 
 def _prefix(folder: str) -> str:

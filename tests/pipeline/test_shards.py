@@ -5,6 +5,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.shards import list_inputs, read_footers
 from schemas.error import SetupError
@@ -97,6 +98,16 @@ def test_nothing_matches(tree):
 def test_an_input_within_the_output_is_told(tree):
     sentence = refused("*.parquet", output=str(tree))
     assert sentence.startswith("all input files that match *.parquet lie in the output folder")
+
+
+def test_a_store_that_is_out_of_reach_is_told(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(MemoryFileSystem, "info", unreachable)
+    assert refused("memory://bucket/a.parquet").startswith(
+        "cannot list memory://bucket/a.parquet: no route to host; check the path"
+    )
 
 
 def test_an_unknown_store_is_told(tree):
