@@ -66,6 +66,8 @@ def timeline(
 ) -> list[dict[str, Any]]:
     """Tokens a second, of those that ``counted`` names, and slot occupancy, over the wall clock.
 
+    Each is of the milliseconds from ``time`` to ``end``.
+
     A part says when it was committed and how long its chunk took; its tokens are spread evenly over
     that time. Times at which nothing ran, between a run and its resumption, are left out.
     """
@@ -89,7 +91,8 @@ def timeline(
     width = max(edges[1] - edges[0], 1e-9)
     return [
         {
-            "time": round(1000 * (edges[i] + edges[i + 1]) / 2),
+            "time": round(1000 * edges[i]),
+            "end": round(1000 * edges[i + 1]),
             "tokens_per_second": round(tokens[i] / width, 2),
             "occupancy": round(used[i] / asked[i], 4) if asked[i] else None,
         }
@@ -99,20 +102,39 @@ def timeline(
 
 
 def _line(values: list[dict[str, Any]], field: str, title: str, share: bool = False) -> Spec | None:
-    if not values:
+    points = _steps(values, field)
+    if not points:
         return None
     scale: Spec = {"scale": {"domain": [0, 1]}, "axis": {"format": "%"}} if share else {}
     return _chart(
-        values,
-        mark={"type": "area", "line": True, "interpolate": "monotone", "opacity": 0.25},
+        points,
+        # All that is known of a span is its average: a curve would show more.
+        mark={"type": "area", "line": True, "interpolate": "step-after", "opacity": 0.25},
         x={
             "field": "time",
             "type": "temporal",
             "title": None,
             "axis": {"format": "%H:%M:%S", "tickCount": 5, "labelOverlap": True},
         },
-        y={"field": field, "type": "quantitative", "title": title, **scale},
+        # What ``detail`` tells apart would be stacked, and drawn at zero wherever it is not.
+        y={"field": field, "type": "quantitative", "title": title, "stack": None, **scale},
+        detail={"field": "stretch", "type": "nominal"},
     )
+
+
+def _steps(values: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+    """Points to draw steps through, numbered by the stretches of time between which nothing is."""
+    points: list[dict[str, Any]] = []
+    stretch, end = 0, None
+    for value in values:
+        if value[field] is None:
+            continue
+        if end is not None and value["time"] > end:
+            points.append({**points[-1], "time": end})
+            stretch += 1
+        end = value["end"]
+        points.append({"time": value["time"], field: value[field], "stretch": stretch})
+    return [*points, {**points[-1], "time": end}] if points else []
 
 
 def _lengths(counts: Mapping[int, int], title: str) -> Spec | None:

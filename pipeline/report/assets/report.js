@@ -25,6 +25,10 @@ const list = document.getElementById("list");
 const more = document.getElementById("more");
 const searched = samples.map((s) =>
   [s.prompt, s.answer, s.row_uid, ...s.facts].join("\n").toLowerCase());
+const answers = Number(list.dataset.answers);
+const drawn = answers > samples.length
+  ? `drawn from ${answers.toLocaleString("en")} rows with an answer`
+  : "all rows with an answer";
 let found = samples;
 let shown = 0;
 
@@ -74,7 +78,8 @@ function search(words) {
   found = samples.filter((_, i) => wanted.every((word) => searched[i].includes(word)));
   shown = 0;
   list.replaceChildren();
-  document.getElementById("count").textContent = `${found.length} of ${samples.length}`;
+  document.getElementById("count").textContent =
+    `${found.length} of ${samples.length}, ${drawn}`;
   grow();
 }
 
