@@ -87,6 +87,25 @@ def claim(job: "Job", planned: Sequence[plan.PlannedFile]) -> str:
         return _same_run(folder, record, planned, options.extend)
 
 
+def read_job(folder: Folder) -> dict[str, Any]:
+    """What ``_job.json`` holds.
+
+    Raises:
+      SetupError: the folder is no run's output.
+    """
+    data = folder.read(JOB)
+    if data is None:
+        raise no_run(folder)
+    return json.loads(data)
+
+
+def no_run(folder: Folder) -> SetupError:
+    """The sentence for a folder that is no run's output."""
+    if not files.exists(folder.url):
+        return SetupError(f"{_shown(folder)} does not exist; name the output folder of a run")
+    return SetupError(f"{_shown(folder)} has no {JOB}; name the output folder of a run")
+
+
 def _same_run(
     folder: Folder,
     record: Mapping[str, Any],

@@ -29,7 +29,7 @@ def collect(
     """The files that could not be read, or not wholly.
 
     Args:
-      planned: all files.
+      planned: all files; none where no plan tells of them.
       lines: of the manifest.
 
     Returns:
@@ -43,7 +43,13 @@ def collect(
             codes, _ = lost.setdefault(line["input"], (collections.Counter(), line["input_fault"]))
             counts = json.loads(line["errors"])
             codes.update({code: counts[code] for code in INPUT_ERRORS if code in counts})
-    found = []
+    found: list[dict[str, Any]] = []
+    for path in sorted(lost.keys() - {file.path for file in planned}):
+        codes, message = lost[path]
+        if codes:
+            unplanned = {"path": path, "size": None, "rows": None, "rows_errored": codes.total()}
+            code = str(codes.most_common(1)[0][0])
+            found.append({**unplanned, "error_code": code, "error_message": message})
     for file in planned:
         codes, message = lost.get(file.path, (collections.Counter(), ""))
         if file.fault is None and not codes:

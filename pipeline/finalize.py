@@ -11,19 +11,17 @@ import pyarrow.parquet as pq
 
 from model.checkpoint import files
 from pipeline import budget, file_errors
-from pipeline.claim import FILE_ERRORS, JOB, MANIFEST, MANIFEST_PARTS, SUCCESS
-from pipeline.commit import PROVENANCE, RUN, NotConserved, check_owner
-from pipeline.counts import COUNTS, Counts
-from pipeline.footer import read_footer
+from pipeline.claim import FILE_ERRORS, JOB, MANIFEST, MANIFEST_PARTS, SUCCESS, no_run
+from pipeline.commit import NotConserved, check_owner
+from pipeline.counts import Counts
+from pipeline.parts import REMEDY, Part, common_run, common_settings, read_part
 from pipeline.plan import Chunk, is_part, read_chunks, read_files
 from pipeline.prepare import Job
 from pipeline.storage import TEMPORARY, Folder, open_parquet
 from pipeline.strikes import STRIKES
+from pipeline.versions import versions
 from schemas.completion import SCHEMA_VERSION
 from schemas.error import SetupError
-
-REMEDY = "remove that part, and start the same command again"
-"""For a part that is not what it should be."""
 
 _FILE_ERRORS_SHOWN = 100
 """In the manifest; all are in ``_errors/files.parquet``."""
@@ -54,7 +52,11 @@ def finalize(job: Job) -> dict[str, Any]:
             f"{len(lost)} of {len(chunks)} parts are missing, such as {lost[0]}; "
             "start the same command again"
         )
-    lines = files.in_parallel(lambda chunk: _line(folder, chunk, present), chunks)
+
+    def line(chunk: Chunk) -> dict[str, Any]:
+        return read_part(folder, chunk.part_name, present[chunk.part_name], chunk.rows).line
+
+    lines = files.in_parallel(line, chunks)
     faults = file_errors.collect(read_files(folder), lines)
     manifest = _manifest(job, lines, faults)
     folder.replace(MANIFEST_PARTS, _parquet(lines))
@@ -83,51 +85,98 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
 def survey(folder: Folder, *, read: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What an output folder holds, finished or not, every part's footer compared with the plan.
 
+    Parts alone are enough: what ``_job.json`` and the plan would tell is taken from their footers
+    then, as far as it stands there.
+
     Args:
       folder: the output folder.
       read: whether to read the parts' rows, too, and not their footers alone.
 
     Returns:
-      JSON-ready: ``url``, ``run_id``, ``settings``, ``state`` (``complete`` or ``unfinished``),
-      ``parts``, ``parts_present``, ``rows``, ``totals`` (see ``commit.Counts``),
-      ``file_errors`` (see ``file_errors.collect``), ``faults`` (a sentence each). And a line for
-      each sound part, as in ``_manifest.parquet``.
-    """
-    job = json.loads(folder.read(JOB) or b"{}")
-    chunks, present = read_chunks(folder), folder.names()
-    there = [chunk for chunk in chunks if chunk.part_name in present]
+      JSON-ready: ``url``, ``run_id``, ``settings``, ``state`` (``complete``, ``unfinished`` or
+      ``unknown``), ``parts`` and ``rows`` (planned; None if not known), ``parts_present``,
+      ``totals`` (see ``commit.Counts``), ``file_errors`` (see ``file_errors.collect``), ``faults``
+      and ``unknown`` (a sentence each: what is wrong, and what the folder does not tell). And a
+      line for each sound part, as in ``_manifest.parquet``.
 
-    def check(chunk: Chunk) -> dict[str, Any] | str:
+    Raises:
+      SetupError: the folder is no run's output, or nothing in it tells of the run.
+    """
+    job = json.loads(folder.read(JOB) or b"null")
+    chunks, present = read_chunks(folder), folder.names()
+    rows = {chunk.part_name: chunk.rows for chunk in chunks}
+    there = [name for name in rows or sorted(filter(is_part, present)) if name in present]
+    if job is None and not there:
+        raise no_run(folder)
+
+    def check(name: str) -> Part | str:
         try:
-            line = _line(folder, chunk, present)
+            part = read_part(folder, name, present[name], rows.get(name))
             if read:
-                _read_rows(folder, chunk.part_name)
-            return line
+                _read_rows(folder, name)
+            return part
         except NotConserved as fault:
             return str(fault)
 
     checked = files.in_parallel(check, there)
-    lines = [line for line in checked if not isinstance(line, str)]
-    total = _total(lines)
-    faults = [line for line in checked if isinstance(line, str)]
-    planned = {chunk.part_name for chunk in chunks}
-    faults += [f"{name} is no part of this run" for name in present if is_stray(name, planned)]
+    sound = [part for part in checked if not isinstance(part, str)]
+    faults = [fault for fault in checked if isinstance(fault, str)]
+    if job is None and not sound:
+        raise SetupError(f"no part in {files.redact(folder.url)} can be read: {faults[0]}")
+    settings = job["settings"] if job else common_settings(sound)
+    strays = [name for name in present if is_stray(name, set(rows))] if rows else []
+    if not rows:
+        strays = [part.name for part in sound if part.provenance["settings"] != settings]
+        sound = [part for part in sound if part.name not in strays]
+    faults += [f"{name} is no part of this run" for name in strays]
     complete = SUCCESS in present
-    if complete and len(there) < len(chunks):
-        faults.append(f"{len(chunks) - len(there)} parts are missing from a finished run")
+    parts_planned, rows_planned = _planned(folder, job, chunks)
+    if complete and parts_planned is not None and len(there) < parts_planned:
+        faults.append(f"{parts_planned - len(there)} parts are missing from a finished run")
+    lines = [part.line for part in sound]
+    known = "unknown" if rows_planned is None else "unfinished"
     found = {
         "url": files.redact(folder.url),
-        "run_id": job["run_id"],
-        "settings": job["settings"],
-        "state": "complete" if complete else "unfinished",
-        "parts": len(chunks),
+        "run_id": job["run_id"] if job else common_run(sound),
+        "settings": settings,
+        "state": "complete" if complete else known,
+        "parts": parts_planned,
         "parts_present": len(there),
-        "rows": sum(chunk.rows for chunk in chunks),
-        "totals": vars(total),
+        "rows": rows_planned,
+        "totals": vars(_total(lines)),
         "file_errors": file_errors.collect(read_files(folder), lines),
         "faults": faults,
+        "unknown": _unknown(job, parts_planned, rows_planned),
     }
     return found, lines
+
+
+def _planned(
+    folder: Folder, job: Mapping[str, Any] | None, chunks: Sequence[Chunk]
+) -> tuple[int | None, int | None]:
+    """How many parts and input rows the run has in all, each None where nothing tells."""
+    if chunks:
+        return len(chunks), sum(chunk.rows for chunk in chunks)
+    if (manifest := read_manifest(folder)) is not None:
+        return manifest["parts"], manifest["rows_in"]
+    if job is None:
+        return None, None
+    rows, limit = job["input"]["rows"], job["settings"].get("limit")
+    return None, rows if limit is None else min(rows, limit)
+
+
+def _unknown(job: Mapping[str, Any] | None, parts: int | None, rows: int | None) -> list[str]:
+    told = []
+    if parts is None:
+        what = "parts" if rows is not None else "rows and parts"
+        why = "the folder has no plan (_plan/)" + ("" if job else f" and no {JOB}")
+        told.append(f"how many {what} the run has in all, and which are still to come: {why}")
+    if job is None:
+        told.append(
+            "when the run began, and where its input, checkpoint and tokenizer lay: the folder has "
+            f"no {JOB}; settings and run are those of the parts' footers"
+        )
+    return told
 
 
 def _read_rows(folder: Folder, name: str) -> None:
@@ -143,42 +192,6 @@ def _read_rows(folder: Folder, name: str) -> None:
 def is_stray(name: str, planned: set[str]) -> bool:
     """Whether a file bears a part's name, but is not of this run."""
     return is_part(name) and name not in planned
-
-
-def _line(folder: Folder, chunk: Chunk, present: dict[str, int]) -> dict[str, Any]:
-    name = chunk.part_name
-    try:
-        _, metadata = read_footer(folder.at(name), present[name])
-    except SetupError as fault:
-        raise NotConserved(f"{fault}; {REMEDY}") from None
-    # Each look at it copies all of it.
-    found = metadata.metadata or {}
-    if not {COUNTS, PROVENANCE, RUN} <= found.keys():
-        raise NotConserved(f"{name} was not written by this project; {REMEDY}")
-    counts = Counts(**json.loads(found[COUNTS]))
-    if counts.rows_in != chunk.rows or counts.rows_out != metadata.num_rows:
-        raise NotConserved(
-            f"{name} should hold {chunk.rows} input rows, but holds {counts}; {REMEDY}"
-        )
-    provenance = json.loads(found[PROVENANCE])
-    run = json.loads(found[RUN])
-    return {
-        "part": name,
-        "input": chunk.file.path,
-        "first_row": chunk.first_row,
-        **{
-            key: json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
-            for key, value in vars(counts).items()
-        },
-        "bytes": present[name],
-        "seconds": float(run["seconds"]),
-        "decode_rows": run["decode_rows"],
-        "decode_rows_used": run["decode_rows_used"],
-        "committed_at": run["committed_at"],
-        "engine": json.dumps(provenance["engine"], sort_keys=True),
-        "code": provenance["code"],
-        "input_fault": provenance["input"]["fault"],
-    }
 
 
 def _manifest(
@@ -202,6 +215,7 @@ def _manifest(
         **vars(total),
         "engines": [{**json.loads(text), "parts": n} for text, n in sorted(engines.items())],
         "code": dict(sorted(codes.items())),
+        "versions": versions(),
         "settings": job.settings,
     }
 

@@ -222,6 +222,8 @@ def read_files(folder: Folder) -> list[PlannedFile]:
 def read_chunks(folder: Folder) -> list[Chunk]:
     """The chunks of a written plan, in input order; none if there is no plan."""
     planned = {file.index: file for file in read_files(folder)}
+    if not planned:  # a plan that has lost half of itself is none
+        return []
     return [Chunk(**{**row, "file": planned[row["file"]]}) for row in _rows(folder, CHUNKS)]
 
 

@@ -161,7 +161,7 @@ def read_file(url: str) -> bytes | None:
         return None if file is None else file.getvalue()
     try:
         return fs.cat_file(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

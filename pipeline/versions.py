@@ -31,17 +31,27 @@ _SECONDS = 10
 
 def facts() -> dict[str, str]:
     """What is told of versions and machine, line by line."""
-    libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
-    plugins = [f"{name} {version(name)}" for name in _PLUGINS if version(name) != _ABSENT]
+    installed = versions()
+    libraries = [
+        f"{name} {installed[name]}" for name in (*_LIBRARIES, *_PLUGINS) if name in installed
+    ]
     return {
-        "grok1": f"{version('grok1-batch')}, python {platform.python_version()}",
-        "libraries": ", ".join(libraries + plugins),
+        "grok1": f"{installed['grok1']}, python {installed['python']}",
+        "libraries": ", ".join(libraries),
         "system": " ".join(
             filter(None, [platform.system(), platform.release(), platform.machine(), _libc()])
         ),
         "processor": f"{_processor()}, {_cores()} cores, {_memory_gib():.0f} GiB of memory",
         "accelerators": ", ".join([*_tpus(), *_gpus()]) or "none found",
     }
+
+
+def versions() -> dict[str, str]:
+    """Of this project, Python and the libraries, by name; of JAX's plugins those installed."""
+    libraries = {name: version(name) for name in _LIBRARIES}
+    plugins = {name: version(name) for name in _PLUGINS if version(name) != _ABSENT}
+    own = {"grok1": version("grok1-batch"), "python": platform.python_version()}
+    return own | libraries | plugins
 
 
 _ABSENT = "not installed"

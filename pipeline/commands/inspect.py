@@ -26,10 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     from pipeline.claim import JOB
+    from pipeline.plan import is_part
     from pipeline.storage import Folder
 
     folder = Folder(given.path)
-    if JOB in folder.names():
+    names = folder.names()
+    if JOB in names or any(map(is_part, names)):
         return _output(folder, given.json, read=not given.footers)
     return _checkpoint(given.path, given.json)
 
@@ -82,8 +84,9 @@ def _output(folder: Any, as_json: bool, *, read: bool) -> int:
             f"{terminal.RESULTS[settings['task']]} in {found['url']}",
             {
                 "run": f"{found['run_id']}, {found['state']}",
-                "parts": f"{found['parts_present']:,} of {found['parts']:,}",
-                "rows": f"{totals['rows_in']:,} of {found['rows']:,} in = {totals['succeeded']:,} "
+                "parts": f"{found['parts_present']:,} of {_planned(found['parts'])}",
+                "rows": f"{totals['rows_in']:,} of {_planned(found['rows'])} in = "
+                f"{totals['succeeded']:,} "
                 f"succeeded + {totals['errored']:,} errored; {totals['rows_out']:,} out",
                 **terminal.token_facts(totals, settings["task"]),
                 "errors": ", ".join(f"{k} {v:,}" for k, v in totals["errors"].items()) or "none",
@@ -91,13 +94,19 @@ def _output(folder: Any, as_json: bool, *, read: bool) -> int:
                 "checkpoint": settings["checkpoint"],
                 "numerics": settings["numerics"],
                 **_sampling(settings),
+                **({"not known": "\n".join(found["unknown"])} if found["unknown"] else {}),
             },
             found["faults"],
+            "nothing wrong in what is there" if found["unknown"] else _SOUND,
         )
     if found["faults"]:
         return FAILED
     errored = found["totals"]["errored"] or found["file_errors"]
     return OK if found["state"] == "complete" and not errored else ROW_ERRORS
+
+
+def _planned(number: int | None) -> str:
+    return "an unknown number" if number is None else f"{number:,}"
 
 
 def _sampling(settings: dict[str, Any]) -> dict[str, str]:
@@ -109,7 +118,10 @@ def _sampling(settings: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _print(title: str, facts: dict[str, str], faults: Sequence[str]) -> None:
+_SOUND = "all as it should be"
+
+
+def _print(title: str, facts: dict[str, str], faults: Sequence[str], sound: str = _SOUND) -> None:
     from rich import box
     from rich.console import Console
     from rich.panel import Panel
@@ -121,7 +133,7 @@ def _print(title: str, facts: dict[str, str], faults: Sequence[str]) -> None:
     table.add_column()
     for name, fact in facts.items():
         table.add_row(name, Text(fact))
-    verdict = Text("all as it should be", "green")
+    verdict = Text(sound, "green")
     if faults:
         shown = [*faults[:20], *([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])]
         verdict = Text("\n".join(shown), "red")

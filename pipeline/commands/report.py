@@ -38,7 +38,10 @@ def add_switch(parser: Any) -> None:
 def run(given: argparse.Namespace, _: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     from model.checkpoint import files
+    from schemas.error import SetupError
 
+    if given.samples < 0:
+        raise SetupError(f"--samples must not be negative, got {given.samples}")
     where = write_report(given.output, given.to, given.samples, given.tokenizer)
     print(f"report: {files.redact(where)}")
     return 0

@@ -8,7 +8,6 @@ where they were.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 
 from pipeline.commands import report
@@ -33,7 +32,7 @@ def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     from model.checkpoint import files
     from pipeline import retry
-    from pipeline.claim import JOB
+    from pipeline.claim import read_job
     from pipeline.commands.run import finish, running_here
     from pipeline.finalize import survey
     from pipeline.options_record import from_record
@@ -44,9 +43,7 @@ def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     for code in given.codes:
         if code not in list(ErrorCode):
             raise SetupError(f"--codes {code}: no such error code; they are {', '.join(ErrorCode)}")
-    record = json.loads(Folder(given.output).read(JOB) or b"null")
-    if record is None:
-        raise SetupError(f"{shown} has no {JOB}; name the output folder of a run")
+    record = read_job(Folder(given.output))
     options = from_record(
         record["options"],
         given.output,

@@ -30,7 +30,8 @@ def run(given: argparse.Namespace, _: Sequence[str]) -> int:
         done, rows = found["rows_done"], found["rows"]
         words = [f"{found['state']}: {done:,} of {rows:,} rows ({done / max(1, rows):.0%})"]
         words.append(f"{found['errored']:,} errored")
-        words.append(f"{found['parts_present']:,} of {found['parts']:,} parts")
+        parts = "an unknown number of" if found["parts"] is None else f"{found['parts']:,}"
+        words.append(f"{found['parts_present']:,} of {parts} parts")
         if found["last_commit"]:
             words.append(f"last commit {found['last_commit']}")
         if found["stopped_by"]:
@@ -49,22 +50,18 @@ def status(output: str) -> dict[str, Any]:
     """Where the run of an output folder stands, as JSON-ready types.
 
     Raises:
-      SetupError: the folder is no run's output.
+      SetupError: the folder does not exist, or is no run's output.
     """
-    from model.checkpoint import files
     from pipeline import budget
-    from pipeline.claim import JOB
+    from pipeline.claim import read_job
     from pipeline.cli import BUDGET, FAILED
     from pipeline.commands.run import exit_code
     from pipeline.dataflow.record import Unknown, ask_state, submitted
     from pipeline.finalize import read_manifest, survey
     from pipeline.storage import Folder
-    from schemas.error import SetupError
 
     folder = Folder(output)
-    record = json.loads(folder.read(JOB) or b"null")
-    if record is None:
-        raise SetupError(f"{files.redact(output)} has no {JOB}; name the output folder of a run")
+    record = read_job(folder)
     found, lines = survey(folder)
     manifest, sent = read_manifest(folder), submitted(folder)
     note = budget.stopped(folder)

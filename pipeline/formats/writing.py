@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from model.checkpoint import files, sink
 from pipeline import shards
 from pipeline.claim import JOB, SUCCESS
-from pipeline.finalize import REMEDY
 from pipeline.formats import openai
 from pipeline.formats.reading import errors_beside
 from pipeline.formats.records import Fault, read_json_lines
+from pipeline.parts import REMEDY
 from pipeline.plan import is_part, read_chunks
 from pipeline.storage import Folder, open_parquet
 from schemas.error import SetupError

@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 
 from model.checkpoint import files
 from model.tokenizer import Tokenizer
-from pipeline.claim import JOB
+from pipeline.claim import JOB, MANIFEST
 from pipeline.finalize import survey
-from pipeline.input_row import InputRow
-from pipeline.plan import is_part
 from pipeline.report.completion_rows import CompletionStatistics, completion_sample
+from pipeline.report.error_rows import ErrorExample, ErrorRows
 from pipeline.report.samples import Sample
 from pipeline.report.score_rows import ScoreStatistics, score_sample
 from pipeline.storage import Folder, open_parquet
@@ -29,7 +28,6 @@ from schemas.error import SetupError
 ROWS_READ = 2_000_000
 """Most output rows that distributions are taken from; a larger run's parts are thinned evenly."""
 
-_EXAMPLES = 5
 _BATCH_ROWS = 4096
 _BUFFER_BYTES = 4 << 20
 
@@ -58,35 +56,19 @@ _KINDS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ErrorExample:
-    """An errored row.
-
-    Attributes:
-      row_uid: its id.
-      custom_id: the user's own, or None.
-      message: what is wrong, and what to do.
-      param: the parameter or column at fault, or None.
-    """
-
-    row_uid: str
-    custom_id: str | None
-    message: str
-    param: str | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
     """All that a report shows.
 
     Attributes:
       checked: the folder compared with its plan; see ``finalize.check_parts``.
-      job: what ``_job.json`` holds.
+      job: what ``_job.json`` holds, or as much of it as parts tell.
       parts: a line a part, as in ``_manifest.parquet``.
       rows: distributions over the rows that were read.
       rows_read: how many that were, of ``checked["totals"]["rows_out"]``.
-      errors: code -> a few rows.
+      errors: code -> its first rows, codes of the most rows first.
       samples: rows to look at, chosen by their ids' hash, so that they are the same ones each
         time.
+      versions: of the software that closed the output; none before that.
       made_at: when this was collected, UTC.
     """
 
@@ -97,6 +79,7 @@ class Findings:
     rows_read: int
     errors: dict[str, list[ErrorExample]]
     samples: list[Sample]
+    versions: dict[str, str]
     made_at: datetime.datetime
 
     @property
@@ -115,45 +98,52 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
         belong to; by default the one that the job named, if it can be read.
 
     Raises:
-      SetupError: the folder is no run's output, or holds no part yet.
+      SetupError: the folder does not exist, is no run's output, or holds no part yet.
     """
     folder = Folder(output)
-    if JOB not in folder.names():
-        raise SetupError(f"{files.redact(output)} has no {JOB}; name the output folder of a run")
     checked, lines = survey(folder)
     if not checked["parts_present"]:
+        if checked["faults"]:
+            raise SetupError(f"{files.redact(output)}: {checked['faults'][0]}, nor any other there")
         raise SetupError(f"{files.redact(output)} holds no part yet; wait for the first chunk")
-    job = json.loads(folder.read(JOB) or b"{}")
-    kind = _KINDS[job["settings"]["task"]]
+    settings = checked["settings"]
+    job = json.loads(folder.read(JOB) or b"null") or {"settings": settings}
+    kind = _KINDS[settings["task"]]
     vocabulary = _tokenizer(tokenizer, job)
-    prefix = job["settings"].get("output_prefix", "")
-    statistics, errors = kind.statistics(), dict[str, list[ErrorExample]]()
+    prefix = settings.get("output_prefix", "")
+    statistics, errors = kind.statistics(), ErrorRows(settings, kind.index)
     picked: list[tuple[int, int, Sample]] = []
     read = 0
-    for part in _thinned([line["part"] for line in lines], checked["totals"]["rows_out"]):
-        for batch in _batches(folder, part, prefix):
+    for line in _thinned(lines, checked["totals"]["rows_out"]):
+        errors.begin(line)
+        for batch in _batches(folder, line["part"]):
             read += batch.num_rows
             statistics.add(batch, prefix)
-            _note_errors(batch, prefix, job["settings"], errors)
-            _pick(batch, kind, prefix, job["settings"], picked, samples)
+            errors.add(batch)
+            _pick(batch, kind, prefix, settings, picked, samples)
+    codes = checked["totals"]["errors"]
+    manifest = json.loads(folder.read(MANIFEST) or b"{}")
     return Findings(
         checked=checked,
         job=job,
         parts=lines,
         rows=statistics,
         rows_read=read,
-        errors=errors,
+        errors={
+            code: errors.by_code.get(code, [])
+            for code in sorted(codes, key=lambda code: (-codes[code], code))
+        },
         samples=[sample.spell(vocabulary) for _, _, sample in sorted(picked, reverse=True)],
+        versions=manifest.get("versions", {}),
         made_at=datetime.datetime.now(datetime.UTC),
     )
 
 
-def _thinned(parts: Sequence[str], rows: int) -> list[str]:
-    step = max(1, -(-rows // ROWS_READ))
-    return [part for part in parts[::step] if is_part(part)]
+def _thinned(lines: Sequence[dict[str, Any]], rows: int) -> Sequence[dict[str, Any]]:
+    return lines[:: max(1, -(-rows // ROWS_READ))]
 
 
-def _batches(folder: Folder, part: str, prefix: str) -> Iterator[pa.RecordBatch]:
+def _batches(folder: Folder, part: str) -> Iterator[pa.RecordBatch]:
     with open_parquet(folder.at(part), _BUFFER_BYTES) as source:
         yield from pq.ParquetFile(source).iter_batches(_BATCH_ROWS, use_threads=False)
 
@@ -169,27 +159,6 @@ def _tokenizer(given: str | None, job: dict[str, Any]) -> Tokenizer | None:
     except SetupError:
         return None
     return found if found.identity == identity else None
-
-
-def _note_errors(
-    batch: pa.RecordBatch,
-    prefix: str,
-    settings: dict[str, Any],
-    errors: dict[str, list[ErrorExample]],
-) -> None:
-    codes = batch.column(prefix + "error_code").to_pylist()
-    for i, code in enumerate(codes):
-        if code is None or len(some := errors.setdefault(code, [])) >= _EXAMPLES:
-            continue
-        row = batch.slice(i, 1).to_pylist()[0]
-        some.append(
-            ErrorExample(
-                row_uid=row[prefix + "row_uid"],
-                custom_id=InputRow(row, settings).custom_id,
-                message=row[prefix + "error_message"],
-                param=row[prefix + "error_param"],
-            )
-        )
 
 
 def _pick(

@@ -17,6 +17,7 @@ REPORT = "_report.html"
 """The report's name in the output folder."""
 
 _SLOWEST = 10
+_FILES_SHOWN = 20
 
 
 def render(found: Findings) -> str:
@@ -49,20 +50,22 @@ def render(found: Findings) -> str:
 
 def _view(found: Findings) -> dict[str, Any]:
     checked, totals = found.checked, found.checked["totals"]
-    missing = checked["rows"] - totals["rows_in"]
+    planned = checked["rows"]
     seconds = sum(part["seconds"] for part in found.parts)
     asked = sum(part["decode_rows"] for part in found.parts)
     engines = sorted({part["engine"] for part in found.parts} - {"{}"})
     return {
         "url": checked["url"],
         "run_id": checked["run_id"],
-        "complete": checked["state"] == "complete",
+        "state": checked["state"],
         "faults": checked["faults"],
         "made_at": found.made_at.strftime("%Y-%m-%d %H:%M UTC"),
         "began_at": found.job.get("created_at", ""),
         "checked": checked,
         "totals": totals,
-        "missing": missing,
+        "planned": planned,
+        "missing": None if planned is None else planned - totals["rows_in"],
+        "unknown": checked["unknown"],
         "chunk_seconds": seconds,
         "occupancy": sum(p["decode_rows_used"] for p in found.parts) / asked if asked else None,
         "task": found.task,
@@ -76,8 +79,19 @@ def _view(found: Findings) -> dict[str, Any]:
         "settings": told_settings(checked["settings"]),
         "engines": [json.loads(engine) for engine in engines],
         "codes": sorted({part["code"] for part in found.parts}),
+        "inputs": [files.redact(path) for path in found.job.get("options", {}).get("input", [])],
+        "input_files": sorted({part["input"] for part in found.parts}),
+        "versions": _versions(found),
+        "files_shown": _FILES_SHOWN,
         "checkpoint": files.redact(found.job.get("checkpoint") or ""),
+        "tokenizer": files.redact(found.job.get("tokenizer") or ""),
     }
+
+
+def _versions(found: Findings) -> dict[str, str]:
+    """Of this project, by the parts, and of what it stands on, by the manifest."""
+    own = sorted({part["version"] for part in found.parts})
+    return {**found.versions, **({"grok1": ", ".join(own)} if own else {})}
 
 
 def _figures(found: Findings) -> dict[str, float | None]:

@@ -7,11 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.charts import timeline
+from pipeline.cli import SETUP, main
+from pipeline.commit import commit
+from pipeline.report.charts import all_charts, timeline
 from pipeline.report.collect import collect
 from pipeline.report.completion_rows import completion_sample, repetition
+from pipeline.report.error_rows import EXAMPLES
 from pipeline.report.score_rows import PERPLEXITY_BINS, score_sample
 from schemas.error import SetupError
+from schemas.sampling import SamplingParams
+from tests.jobs import answer, prompts_of
 
 
 def test_totals_come_from_the_parts(finished):
@@ -102,6 +107,90 @@ def test_a_run_that_was_cut_short_can_be_looked_at(finished, tmp_path):
         collect(str(half))
 
 
+def copied(run, to, *names) -> pathlib.Path:
+    """A folder with what these patterns match of a run's output."""
+    to.mkdir()
+    for path in (path for name in names for path in run.output.glob(name)):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, to / path.name)
+    return to
+
+
+def test_parts_are_all_that_it_needs(finished, tmp_path):
+    parts, whole = copied(finished, tmp_path / "parts", "part-*"), collect(str(finished.output))
+    found = collect(str(parts))
+    for name in ("totals", "settings", "run_id"):
+        assert found.checked[name] == whole.checked[name]
+    assert (found.parts, found.errors) == (whole.parts, whole.errors)
+    assert (found.checked["state"], found.checked["faults"]) == ("unknown", [])
+    assert found.checked["rows"] is found.checked["parts"] is None
+    assert len(found.checked["unknown"]) == 2
+    assert whole.checked["unknown"] == []
+    assert [s.answer for s in found.samples] == [s.answer for s in whole.samples]
+
+
+def test_a_job_tells_its_rows_without_a_plan(finished, tmp_path):
+    folder = copied(finished, tmp_path / "job", "part-*", "_job.json")
+    found = collect(str(folder)).checked
+    assert (found["parts"], found["rows"]) == (None, len(finished.prompts))
+    (unknown,) = found["unknown"]
+    assert "no plan" in unknown
+    (folder / "_plan").mkdir()
+    shutil.copy(finished.output / "_plan" / "chunks.parquet", folder / "_plan")
+    assert collect(str(folder)).checked["parts"] is None
+
+
+def test_a_finished_run_needs_no_plan_to_tell_its_rows(finished, tmp_path):
+    folder = copied(finished, tmp_path / "no_plan", "part-*", "_SUCCESS", "_manifest.json")
+    next(folder.glob("part-*")).unlink()
+    found = collect(str(folder)).checked
+    assert (found["state"], found["rows"]) == ("complete", len(finished.prompts))
+    assert found["faults"] == ["1 parts are missing from a finished run"]
+
+
+def test_parts_of_another_run_among_them_are_told(finished, scored, tmp_path):
+    folder = copied(finished, tmp_path / "mixed", "part-*")
+    (stray, *_) = sorted(scored.output.glob("part-*"))
+    shutil.copy(stray, folder)
+    found = collect(str(folder)).checked
+    assert found["settings"]["task"] == "generate"
+    assert found["faults"] == [f"{stray.name} is no part of this run"]
+    for path in folder.glob("part-*"):
+        path.write_bytes(b"no part")
+    with pytest.raises(SetupError, match=r"no part in .* can be read"):
+        collect(str(folder))
+
+
+def test_errors_are_told_by_file_and_row(finished, prepare):
+    (example,) = collect(str(finished.output)).errors["prompt_missing"]
+    assert (example.input, example.row) == ("in.parquet", 1)
+    prompts = [None if i % 3 == 2 else f"{i}" for i in range(90)]
+    job = prepare({"prompt": prompts}, chunk_rows=40, sampling=SamplingParams(n=2))
+    for chunk in prompts_of(job):
+        commit(job, answer(chunk))
+    examples = collect(job.folder.url).errors["prompt_missing"]
+    assert [example.row for example in examples] == [3 * i + 2 for i in range(EXAMPLES)]
+    assert {example.input for example in examples} == {"a.parquet"}
+
+
+def test_versions_are_those_that_the_manifest_tells(finished):
+    assert {"apache-beam", "pyarrow", "sentencepiece"} <= collect(
+        str(finished.output)
+    ).versions.keys()
+
+
+def test_a_folder_that_does_not_exist_is_called_so(tmp_path, capsys):
+    for command in ("report", "status", "retry"):
+        assert main([command, str(tmp_path / "nowhere")]) == SETUP
+        assert f"{tmp_path}/nowhere does not exist" in capsys.readouterr().err
+        assert main([command, str(tmp_path)]) == SETUP
+        assert "has no _job.json" in capsys.readouterr().err
+
+
+def test_the_number_of_samples_is_checked(finished, capsys):
+    assert main(["report", str(finished.output), "--samples", "-3"]) == SETUP
+    assert "--samples must not be negative, got -3" in capsys.readouterr().err
+
+
 def test_a_folder_of_another_kind_is_refused(tmp_path):
     with pytest.raises(SetupError, match="name the output folder of a run"):
         collect(str(tmp_path))
@@ -128,6 +217,19 @@ def test_the_timeline_conserves_tokens():
     assert max(np.diff(times)) > 800_000
     assert points[0]["occupancy"] == pytest.approx(0.8, abs=0.01)
     assert timeline([part(5, 0, 0)]) == []
+
+
+def test_throughput_is_drawn_in_steps(finished):
+    charts = all_charts(collect(str(finished.output)))
+    for name, field in (("throughput", "tokens_per_second"), ("occupancy", "occupancy")):
+        assert charts[name]["mark"]["interpolate"] == "step-after"
+        points = charts[name]["data"]["values"]
+        # Each stretch ends at the height of its last step.
+        stretches = {point["stretch"] for point in points}
+        for number in stretches:
+            *_, last, end = (point for point in points if point["stretch"] == number)
+            assert last[field] == end[field]
+            assert last["time"] < end["time"]
 
 
 @given(st.lists(st.integers(0, 131071), min_size=5, max_size=60))
