@@ -35,7 +35,7 @@ class Census:
     Attributes:
       rows: input rows.
       errors: rows that cannot be asked, by code.
-      examples: code -> a few of them: path, row number, what is wrong.
+      examples: code -> the first few of them, by path and row: path, row number, what is wrong.
       prompt_tokens: prompt length -> rows, as they will be run; good rows only.
       over_context: rows whose prompt and ``max_tokens`` exceed the context, cut or errored.
       tokens_in: prompt tokens of good rows.
@@ -68,8 +68,8 @@ class Census:
         self.prompt_tokens.update(other.prompt_tokens)
         self.hashes += other.hashes
         for code, some in other.examples.items():
-            mine = self.examples.setdefault(code, [])
-            mine += some[: _EXAMPLES - len(mine)]
+            # The first ones of the input, not of whichever process was the first to tell.
+            self.examples[code] = heapq.nsmallest(_EXAMPLES, [*self.examples.get(code, ()), *some])
         self.pilot = heapq.nsmallest(pilot, [*self.pilot, *other.pilot], key=lambda p: p[0])
 
     @property
@@ -145,7 +145,7 @@ def count_span(job: Job, span: Span, pilot: int) -> Census:
 def count_chunk(job: Job, chunk: PromptChunk, pilot: int) -> Census:
     """One chunk's counts."""
     found = Census(rows=len(chunk))
-    for row, error in chunk.errors.items():
+    for row, error in sorted(chunk.errors.items()):
         found.errors[str(error.code)] += 1
         some = found.examples.setdefault(str(error.code), [])
         if len(some) < _EXAMPLES:

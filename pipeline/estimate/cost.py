@@ -5,6 +5,7 @@ import importlib.resources
 import math
 import tomllib
 from collections.abc import Mapping
+from typing import Any
 
 from model import machines
 from model.checkpoint import files
@@ -115,6 +116,7 @@ def read_rates(url: str | None) -> dict[str, Rate]:
         data = files.read_bytes(url, _RATES_BYTES)
     try:
         table = tomllib.loads(data.decode())
+        _check_keys(where, table)
         rates = {name: Rate(**values) for name, values in table.items()}
         sound = all(
             type(value) in (int, float) and value > 0
@@ -122,7 +124,7 @@ def read_rates(url: str | None) -> dict[str, Rate]:
             for name, value in vars(rate).items()
             if name != "measured"
         ) and all(type(rate.measured) is bool for rate in rates.values())
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise SetupError(
             f"{where} is no table of rates: {error}; begin with a copy of "
             "pipeline/estimate/rates.toml"
@@ -134,6 +136,25 @@ def read_rates(url: str | None) -> dict[str, Rate]:
             f"{where}: prices and shares must be positive numbers, and measured true or false"
         )
     return rates
+
+
+def _check_keys(where: str, table: Mapping[str, Any]) -> None:
+    """Raises SetupError if a machine has no table of its own, or its keys are not those of Rate."""
+    fields = dataclasses.fields(Rate)
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    known = [field.name for field in fields]
+    for name, values in table.items():
+        if not isinstance(values, dict):
+            raise SetupError(
+                f"{where}: {name} must be a table of its own, [{name}], with {', '.join(needed)}"
+            )
+        if missing := [key for key in needed if key not in values]:
+            raise SetupError(f"{where}: [{name}] has no {' and no '.join(missing)}; add that")
+        if unknown := [key for key in values if key not in known]:
+            raise SetupError(
+                f"{where}: [{name}] has an unknown key {unknown[0]!r}; the keys are "
+                f"{', '.join(known)}"
+            )
 
 
 def all_costs(config: Grok1Config, load: Load, rates: Mapping[str, Rate]) -> list[Cost]:

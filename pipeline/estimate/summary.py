@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from model.checkpoint.source import open_checkpoint
-from pipeline.estimate.census import Census
+from pipeline.estimate.bill import print_bill
+from pipeline.estimate.census import BLOCK_SIZE, Census
 from pipeline.estimate.cost import Cost, Load, Rate, all_costs
 from pipeline.estimate.forecast import Pilot
 from pipeline.plan import Chunk
@@ -93,10 +94,10 @@ class Estimate:
             "files": self.job.files,
             "rows": c.rows,
             "good": c.good,
-            "errors": dict(c.errors),
+            "errors": dict(sorted(c.errors.items())),
             "error_examples": {
                 code: [{"file": path, "row": row, "message": text} for path, row, text in some]
-                for code, some in c.examples.items()
+                for code, some in sorted(c.examples.items())
             },
             "over_context": c.over_context,
             "duplicates": c.duplicates,
@@ -139,11 +140,11 @@ def print_estimate(found: Estimate) -> None:
         told = f"{p['p50']:,} at the median, {p['p90']:,} at p90, {p['max']:,} at most"
         console.print(Text(f"prompt tokens: {told}", "dim"))
         console.print(_histogram(census.prompt_tokens), Text())
-    for code, some in census.examples.items():
+    for code, some in sorted(census.examples.items()):
         for path, row, text in some[:1]:
             console.print(Text(f"{code}: row {row:,} of {path}: {text}", "red"))
     if found.costs:
-        console.print(_bill(found.costs))
+        print_bill(console, found.costs)
         for note in _notes(found):
             console.print(Text(note, "dim"))
 
@@ -160,7 +161,8 @@ def _facts(found: Estimate) -> list[tuple[str, str | Text]]:
         ),
     ]
     if c.errors:
-        told = " · ".join(f"{code} {number:,}" for code, number in c.errors.most_common())
+        most_first = sorted(c.errors.items(), key=lambda error: (-error[1], error[0]))
+        told = " · ".join(f"{code} {number:,}" for code, number in most_first)
         facts.append(("errors", Text(told, "red")))
     if c.over_context:
         facts.append(
@@ -169,7 +171,7 @@ def _facts(found: Estimate) -> list[tuple[str, str | Text]]:
     shared = f"{c.shared_tokens:,} ({c.shared_tokens / max(1, c.tokens_in):.0%})"
     facts += [
         ("duplicates", f"{c.duplicates:,} rows with the prompt and parameters of an earlier one"),
-        ("tokens in", f"{c.tokens_in:,}, of which {shared} stand in shared prefixes"),
+        ("tokens in", f"{c.tokens_in:,}, of which {shared} in shared blocks of {BLOCK_SIZE}"),
         ("tokens out", f"{least:,} to {most:,} in {c.samples:,} completions"),
     ]
     if found.pilot:
@@ -211,40 +213,17 @@ def _histogram(lengths: Mapping[int, int]) -> Table:
     return table
 
 
-def _bill(costs: Sequence[Cost]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("machine", no_wrap=True)
-    table.add_column("weights")
-    for name in ("slots", "prompt\ntokens/s", "tokens\nout/s", "hours", "device-\nhours", "US$"):
-        table.add_column(name, justify="right")
-    for cost in costs:
-        if cost.weights is None:
-            table.add_row(cost.machine, Text("none fit", "dim"), *[""] * 6)
-            continue
-        pairs = [
-            (cost.hours_p50, cost.hours_p90),
-            (cost.device_hours_p50, cost.device_hours_p90),
-            (cost.usd_p50, cost.usd_p90),
-        ]
-        table.add_row(
-            cost.machine,
-            cost.weights + ("*" if cost.convert else ""),
-            f"{cost.slots:,}",
-            _short(cost.prefill_rate),
-            _short(cost.decode_rate),
-            *(_range(*pair) for pair in pairs),
-        )
-    return table
-
-
 def _notes(found: Estimate) -> list[str]:
     """What the bill rests on."""
     priced = [cost for cost in found.costs if cost.weights is not None]
-    notes = ["One host of each kind, its start included; more share all but that. List prices."]
+    notes = [
+        "One host of each kind, its start included; more share all but that. List prices.",
+        "p50–p90: what is enough in half, and in 9 of 10, of such jobs.",
+    ]
     if found.pilot is None:
         notes.append("Without --pilot K every completion counts with its max_tokens: the most.")
     else:
-        notes.append("p50 and p90 are forecasts from the pilot.")
+        notes.append("Tokens out at p50 and p90 are forecasts from the pilot.")
     if assumed := [cost.machine for cost in priced if not cost.measured]:
         notes.append(
             f"Rates at p50 are a share of each machine's own floor (grok1 fit). Share, loading and "
@@ -265,18 +244,6 @@ def _percentiles(lengths: Mapping[int, int]) -> dict[str, int]:
             if name not in found and seen >= share * total:
                 found[name] = length
     return found
-
-
-def _range(low: float, high: float) -> str:
-    return _short(low) if _short(low) == _short(high) else f"{_short(low)}–{_short(high)}"
-
-
-def _short(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:,.4g} M"
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:,.3g}" if value >= 0.01 else "< 0.01"
 
 
 def _number(count: int, noun: str) -> str:

@@ -1,6 +1,7 @@
 """The plan of a job: counted by hand, forecast from a trial, and priced."""
 
 import dataclasses
+import io
 import itertools
 import json
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from model.checkpoint.synth import synthesize
 from model.checkpoint.synth_tokenizer import synthesize_tokenizer
@@ -20,8 +22,9 @@ from model.machines import MACHINES
 from model.room import Question, room_for
 from model.tokenizer import Tokenizer
 from pipeline.cli import OK, ROW_ERRORS, SETUP, main
+from pipeline.estimate.bill import money, print_bill, short
 from pipeline.estimate.census import Census
-from pipeline.estimate.cost import Load, Rate, all_costs, cost_on, read_rates
+from pipeline.estimate.cost import Cost, Load, Rate, all_costs, cost_on, read_rates
 from pipeline.estimate.forecast import Pilot, share_of_most
 from pipeline.estimate.summary import Estimate
 from pipeline.options import GenerateOptions
@@ -62,6 +65,7 @@ def test_every_row_is_counted_as_a_run_will_see_it(world, capsys):
     assert code == ROW_ERRORS
     good = [tokenizer.encode(prompt) for prompt in prompts[:6]]
     assert (found["rows"], found["good"]) == (8, 6)
+    assert [*found["errors"]] == [*found["error_examples"]] == sorted(found["errors"])
     assert found["errors"] == {"context_length_exceeded": 1, "prompt_missing": 1}
     assert found["over_context"] == 1
     (example,) = found["error_examples"]["prompt_missing"]
@@ -214,6 +218,88 @@ def test_a_store_is_priced_as_what_it_holds():
     assert cost("h200x8", weights="bf16").decode_floor < cost("h200x8").decode_floor
 
 
+LARGE = Cost(
+    machine="h100x8",
+    title="eight of them",
+    weights="int8",
+    convert=True,
+    slots=256,
+    max_slots=256,
+    prefill_rate=123_456.0,
+    decode_rate=12_345.0,
+    hours_p50=12_345.6,
+    hours_p90=19_345.6,
+    device_hours_p50=98_765.4,
+    device_hours_p90=154_765.4,
+    usd_p50=608_904.1,
+    usd_p90=971_234.567,
+)
+NONE_FIT = Cost(machine="v5e-8", title="too small", weights=None)
+
+
+@pytest.mark.parametrize(
+    ("width", "absent"),
+    [(120, ()), (80, ("tokens",)), (70, ("tokens", "device-")), (20, ("tokens", "device-"))],
+)
+def test_a_narrow_bill_leaves_columns_out_and_cuts_no_figure(width, absent):
+    console = Console(width=width, file=io.StringIO())
+    print_bill(console, [LARGE, NONE_FIT])
+    text = console.file.getvalue()
+    table = text.partition("A wider")[0]
+    assert "…" not in table
+    assert "12.3k–19.3k" in table
+    assert "608,904.10–971,234.57" in table
+    assert ("98.8k–155k" in table) == ("device-" not in absent)
+    assert ("123k" in table) == ("tokens" not in absent)
+    assert table.count("p50–p90") == (2 if "device-" in absent else 3)
+    assert "none fit" in table
+    note = "A wider terminal and --json have: prompt tokens/s, tokens"
+    assert (note in " ".join(text.split())) == bool(absent)
+    if width >= 70:
+        assert max(map(len, table.splitlines())) <= width
+
+
+def test_a_bill_where_nothing_fits_names_the_machines():
+    console = Console(width=80, file=io.StringIO())
+    print_bill(console, [NONE_FIT])
+    assert "v5e-8    none fit" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (0.001, "< 0.01"),
+        (0.125, "0.125"),
+        (99.96, "100"),
+        (1234, "1,234"),
+        (9999.7, "10.0k"),
+        (99_960, "100k"),
+        (999_960, "1M"),
+        (12.34e6, "12.34M"),
+    ],
+)
+def test_figures_are_short(value, told):
+    assert short(value) == told
+
+
+def test_prices_have_two_decimals():
+    prices = [0.001, 0.005, 3.0, 108_904.1, 1_234_567.0]
+    assert [*map(money, prices)] == ["< 0.01", "0.01", "3.00", "108,904.10", "1.23M"]
+
+
+def test_examples_are_the_first_in_the_input_whoever_tells_first():
+    some = [
+        Census(examples={"b": [("f", 9, ""), ("g", 0, "")]}),
+        Census(examples={"a": [("f", 3, "")], "b": [("f", 7, ""), ("f", 8, "")]}),
+        Census(examples={"b": [("f", 10, ""), ("f", 2, "")]}),
+    ]
+    for order in itertools.permutations(some):
+        total = Census()
+        for one in order:
+            total.merge(one, 0)
+        assert total.examples["b"] == [("f", 2, ""), ("f", 7, ""), ("f", 8, "")]
+
+
 def test_few_completions_cannot_fill_the_slots():
     assert cost(samples=8).decode_floor < cost().decode_floor
 
@@ -227,7 +313,12 @@ def test_each_machine_has_rates_of_its_own():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[h100x8]\nusd_per_hour = 1", "no table of rates"),
+        ("[h100x8]\nusd_per_hour = 1", r"\[h100x8\] has no reach_p50 and no reach_p90; add that"),
+        ("usd_per_hour = 1", r"usd_per_hour must be a table of its own, \[usd_per_hour\], with"),
+        (
+            "[h100x8]\nusd_per_hour = 1\nreach_p50 = 1\nreach_p90 = 1\nreach = 1",
+            r"\[h100x8\] has an unknown key 'reach'; the keys are usd_per_hour, ",
+        ),
         ("[h100]\nusd_per_hour = 1\nreach_p50 = 1\nreach_p90 = 1", "no machine 'h100'"),
         ("[h100x8]\nusd_per_hour = -1\nreach_p50 = 1\nreach_p90 = 1", "positive"),
         ("[h100x8]\nusd_per_hour = 1\nreach_p50 = 1\nreach_p90 = 1\nmeasured = 1", "true or false"),
