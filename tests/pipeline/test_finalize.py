@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,6 +7,7 @@ import pytest
 
 from pipeline import plan
 from pipeline.claim import JOB, MANIFEST, MANIFEST_PARTS, SUCCESS
+from pipeline.cli import FAILED, ROW_ERRORS, main
 from pipeline.commit import NotConserved, Superseded, commit
 from pipeline.finalize import finalize, read_manifest, survey
 from tests.jobs import ENGINE, answer, prompts_of, write
@@ -121,6 +123,20 @@ def test_a_look_at_any_moment(done, tmp_path):
     assert len(found["faults"]) == 3
     for name in (broken.name, "part-9.parquet is no part of this run", "1 parts are missing"):
         assert any(name in fault for fault in found["faults"])
+
+
+def test_a_look_without_a_plan(done, tmp_path, capsys):
+    shutil.rmtree(tmp_path / "out" / "_plan")
+    found, lines = survey(done.folder)
+    assert (found["parts"], found["parts_present"], len(lines)) == (None, 3, 3)
+    assert (found["rows"], found["state"]) == (done.rows, "unfinished")
+    assert main(["status", str(tmp_path / "out")]) == FAILED
+    assert "3 of an unknown number of parts" in capsys.readouterr().out
+    (tmp_path / "out" / JOB).unlink()
+    found, _ = survey(done.folder)
+    assert (found["rows"], found["state"], found["run_id"]) == (None, "unknown", done.run_id)
+    assert main(["inspect", str(tmp_path / "out")]) == ROW_ERRORS
+    assert "nothing wrong in what is there" in capsys.readouterr().out
 
 
 def test_no_rows_at_all(prepare):

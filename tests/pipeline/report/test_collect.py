@@ -105,6 +105,9 @@ def test_a_run_that_was_cut_short_can_be_looked_at(finished, tmp_path):
         path.unlink()
     with pytest.raises(SetupError, match="no part yet"):
         collect(str(half))
+    (half / "part-000009-000000000000-0123456789ab.parquet").write_bytes(b"of another run")
+    with pytest.raises(SetupError, match="is no part of this run, nor any other there"):
+        collect(str(half))
 
 
 def copied(run, to, *names) -> pathlib.Path:
