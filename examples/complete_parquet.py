@@ -1,10 +1,10 @@
 """Own Parquet to completions, without Beam: ``python examples/complete_parquet.py CKPT IN OUT``.
 
-For a file that fits in memory. ``grok1 generate`` does the same for a bucket, resumes, and keeps
-what is done.
+For a file that fits in memory, and with the same parameters for all rows. ``grok1 generate`` takes
+a bucket, parameters from columns of their names, and goes on where it was killed.
 """
 
-import sys
+import argparse
 
 import pyarrow.parquet as pq
 
@@ -26,4 +26,8 @@ def main(checkpoint: str, source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("source")
+    parser.add_argument("target")
+    main(**vars(parser.parse_args()))

@@ -4,7 +4,7 @@ The transforms are those that ``grok1 generate`` is made of. What follows them g
 once all parts are written and every row is accounted for.
 """
 
-import sys
+import argparse
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
@@ -34,4 +34,8 @@ def main(checkpoint: str, prompts: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("prompts")
+    parser.add_argument("output")
+    main(**vars(parser.parse_args()))

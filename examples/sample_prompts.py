@@ -4,7 +4,7 @@ Two of them are broken on purpose, to show what becomes of such rows: they come 
 the others are unharmed.
 """
 
-import sys
+import argparse
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,4 +39,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path")
+    main(**vars(parser.parse_args()))

@@ -13,7 +13,7 @@ import numpy as np
 
 from model.tokenizer import Tokenizer
 from schemas.checks import InvalidParameter
-from schemas.structured import StructuredOutputs
+from schemas.structured import KINDS, StructuredOutputs
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -46,7 +46,7 @@ def check(wanted: StructuredOutputs) -> None:
 
     wrong, messages = LLMatcher.validate_grammar_with_warnings(source(wanted))
     if wrong:
-        raise _fault(messages[0])
+        raise _fault(wanted, messages[0])
 
 
 class Grammar:
@@ -103,10 +103,10 @@ class Constrainer:
         from llguidance.numpy import fill_next_token_bitmask
 
         matcher = llguidance.LLMatcher(self._vocabulary, source(wanted), log_level=0)
-        _check(matcher)
+        _check(wanted, matcher)
         mask = np.zeros((1, self._width), np.int32)
         fill_next_token_bitmask(matcher, mask)
-        _check(matcher)
+        _check(wanted, matcher)
         return Grammar(matcher, mask[0].view(np.uint32), self._tokenizer)
 
 
@@ -131,7 +131,7 @@ def source(wanted: StructuredOutputs) -> str:
         assert wanted.grammar is not None
         return llguidance.grammar_from("grammar", wanted.grammar)
     except ValueError as error:
-        raise _fault(str(error)) from None
+        raise _fault(wanted, str(error)) from None
 
 
 def _spacing(wanted: StructuredOutputs) -> "JsonCompileOptions":
@@ -141,15 +141,18 @@ def _spacing(wanted: StructuredOutputs) -> "JsonCompileOptions":
     return options
 
 
-def _check(matcher: "LLMatcher") -> None:
+def _check(wanted: StructuredOutputs, matcher: "LLMatcher") -> None:
     if matcher.is_error():
-        raise _fault(matcher.get_error())
+        raise _fault(wanted, matcher.get_error())
 
 
-def _fault(message: str) -> InvalidParameter:
+def _fault(wanted: StructuredOutputs, message: str) -> InvalidParameter:
     """The library's words, which may show a whole grammar, in one line."""
+    kind = next(kind for kind in KINDS if getattr(wanted, kind))
     line = " ".join(message.split())
-    return InvalidParameter("structured_outputs", f"cannot be compiled: {line[:200]}")
+    return InvalidParameter(
+        "structured_outputs", f"has a {kind} that does not compile: {line[:200]}"
+    )
 
 
 class _Vocabulary:

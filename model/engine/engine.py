@@ -259,7 +259,9 @@ class Engine(Asking):
             if isinstance(self._failure, OutOfMemory):
                 raise self._failure
             if self._failure is not None:
-                raise EngineClosed("the engine takes no more requests") from self._failure
+                raise EngineClosed(
+                    "the engine was closed, or its devices failed: make another"
+                ) from self._failure
             self._open.add(ticket)
         ticket.future.add_done_callback(lambda _: self._open.discard(ticket))
         self._desk.put(ticket)

@@ -177,7 +177,7 @@ def test_wrong_tokenizer(refused, prepare, tmp_path, tiny, talking):
 
 def test_a_constraint_of_the_job_is_checked_before_anything_loads(refused):
     sentence = refused(PROMPTS, sampling=SamplingParams(structured_outputs={"regex": "(a"}))
-    assert sentence.startswith("--structured-outputs cannot be compiled: ")
+    assert sentence.startswith("--structured-outputs has a regex that does not compile: ")
     assert "unclosed group" in sentence
 
 
