@@ -1,8 +1,10 @@
 """Print the script that lets a shell complete grok1's commands, arguments, choices and paths.
 
-  bash   grok1 completion bash > ~/.local/share/bash-completion/completions/grok1
+  bash   mkdir -p ~/.local/share/bash-completion/completions
+         grok1 completion bash > ~/.local/share/bash-completion/completions/grok1
   zsh    grok1 completion zsh > "${fpath[1]}/_grok1"
-  fish   grok1 completion fish > ~/.config/fish/completions/grok1.fish
+  fish   mkdir -p ~/.config/fish/completions
+         grok1 completion fish > ~/.config/fish/completions/grok1.fish
 
 A shell that is started after that knows it. The script is complete in itself: no Tab runs grok1.
 """
