@@ -82,7 +82,8 @@ def _run(given: argparse.Namespace, others: list[str]) -> int:
     except SetupError as error:
         return _fault(error, SETUP, given.debug)
     except KeyboardInterrupt:
-        print("\ngrok1: interrupted; start the same command again to go on", file=sys.stderr)
+        goes_on = "; start the same command again to go on" if given.resumes else ""
+        print(f"\ngrok1: interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         return _fault(error, FAILED, given.debug)
@@ -115,7 +116,8 @@ def make_parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         passes_through = getattr(module, "PASSES_THROUGH", False)
-        command.set_defaults(run=module.run, passes_through=passes_through)
+        resumes = getattr(module, "RESUMES", False)
+        command.set_defaults(run=module.run, passes_through=passes_through, resumes=resumes)
     return parser
 
 

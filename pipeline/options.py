@@ -215,11 +215,11 @@ class JobOptions:
 
     @property
     def shown_input(self) -> str:
-        """How messages call the input."""
+        """How messages call the input, in the singular."""
         from model.checkpoint import files
 
-        more = f" and {len(self.input) - 1} more" if len(self.input) > 1 else ""
-        return files.redact(self.input[0]) + more
+        first, more = files.redact(self.input[0]), len(self.input) - 1
+        return f"the input ({first} and {more} more)" if more else first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from model.params import WEIGHTS
 
 HELP = "make a checkpoint for serving"
+RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from pipeline.options import OVER_LENGTH, GenerateOptions
 HELP = "complete prompts in Parquet files"
 USAGE = arguments.USAGE
 PASSES_THROUGH = True
+RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, output_required: bool = True) -> None:

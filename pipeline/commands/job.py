@@ -121,13 +121,7 @@ def run_job(
     """Runs the job of a command with ``add_arguments``; returns the exit code."""
     from pipeline.commands import remote
 
-    if beam_arguments:
-        # Only then: it imports Beam, and most faults of a set-up can be told before that.
-        from pipeline import beam_options
-
-        parser = argparse.ArgumentParser(add_help=False)
-        add_arguments(parser)
-        beam_options.check(beam_options.complete(beam_arguments), parser._option_string_actions)
+    check_beam_arguments(beam_arguments, add_arguments)
     where = remote.Remote(
         machine=given.machine,
         bucket=given.bucket,
@@ -138,3 +132,21 @@ def run_job(
     return remote.run_job(
         options, list(beam_arguments), remote=where, report=report, debug=given.debug
     )
+
+
+def check_beam_arguments(
+    beam_arguments: Sequence[str], add_arguments: Callable[[argparse.ArgumentParser], None]
+) -> None:
+    """Refuses arguments that neither Beam nor a command with ``add_arguments`` knows.
+
+    Raises:
+      SetupError: there is such an argument.
+    """
+    if not beam_arguments:
+        return
+    # Only then: it imports Beam, and most faults of a set-up can be told before that.
+    from pipeline import beam_options
+
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    beam_options.check(beam_options.complete(beam_arguments), parser._option_string_actions)

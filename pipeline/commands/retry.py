@@ -14,6 +14,7 @@ from pipeline.commands import report
 
 HELP = "run only the errored rows of a run again"
 PASSES_THROUGH = True
+RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from schemas.sampling import MAX_LOGPROBS
 HELP = "score continuations or documents in Parquet files"
 USAGE = arguments.USAGE
 PASSES_THROUGH = True
+RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

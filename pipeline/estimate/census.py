@@ -1,12 +1,14 @@
 """All rows read, validated and tokenized as a run would, on CPUs, without the model."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import heapq
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
@@ -115,15 +117,14 @@ def take_census(
       progress: told of each span's rows once they are counted.
     """
     total = Census()
-    # Fresh processes: a fork would copy locks that threads of this one may hold.
-    context = multiprocessing.get_context("spawn")
     count = workers or len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(count, context) as pool:
+    with _processes(count) as pool:
         waiting = iter(spans(chunks))
         running: set[Future[Census]] = set()
         while True:
             while len(running) < _IN_FLIGHT * count and (span := next(waiting, None)) is not None:
-                running.add(pool.submit(count_span, job, span, pilot))
+                with _interrupts_held():
+                    running.add(pool.submit(count_span, job, span, pilot))
             if not running:
                 return total
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -131,6 +132,36 @@ def take_census(
                 found = future.result()
                 total.merge(found, pilot)
                 progress(found.rows)
+
+
+@contextlib.contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes, which end at once where the block fails or is interrupted."""
+    # Fresh processes: a fork would copy locks that threads of this one may hold.
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+    before = set(multiprocessing.active_children())
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """While a process may be started: Ctrl-C reaches it too, and it would answer with a traceback.
+
+    What is blocked here stays so in the new process; this one is told once the block is left.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def count_span(job: Job, span: Span, pilot: int) -> Census:

@@ -165,7 +165,7 @@ def refused_line(fault: Mapping[str, Any]) -> str:
         uid,
         fault.get("custom_id"),
         code=_REFUSED,
-        message=f"line {fault['line']} of {fault['file']} {fault['message']}",
+        message=f"line {fault['line']} of {fault['file']}: {fault['message']}",
         param=None,
         line=fault["line"],
     )

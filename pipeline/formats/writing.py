@@ -193,7 +193,7 @@ def _refused(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for url in beside:
         for record in read_json_lines(url) if files.exists(url) else ():
             if isinstance(record, Fault):
-                raise SetupError(f"{record.file}, line {record.line} {record.message}")
+                raise SetupError(f"{record.file}, line {record.line}: {record.message}")
             yield record.values
 
 

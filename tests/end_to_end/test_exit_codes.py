@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.cli import main
-from pipeline.commands import inspect
+from pipeline.commands import inspect, retry
 from pipeline.report import terminal
 from tests.jobs import write
 
@@ -114,13 +114,20 @@ def test_1_a_run_whose_folder_is_taken_over_writes_no_more(generate, monkeypatch
     assert outcome.parts == []
 
 
-def test_130_an_interrupt_is_told(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (retry, "\ngrok1: interrupted; start the same command again to go on\n"),
+        (inspect, "\ngrok1: interrupted\n"),
+    ],
+)
+def test_130_an_interrupt_is_told(monkeypatch, capsys, command, told):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inspect, "run", interrupt)
-    assert main(["inspect", "x"]) == cli.INTERRUPTED
-    assert "interrupted; start the same command again" in capsys.readouterr().err
+    monkeypatch.setattr(command, "run", interrupt)
+    assert main([command.__name__.rpartition(".")[2], "x"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == told
 
 
 def test_the_codes_stand_in_the_help(capsys):

@@ -54,4 +54,6 @@ def test_no_secret_is_shown():
     options = GenerateOptions(
         checkpoint="c", input=("s3://key:secret@bucket/in", "b"), output="out"
     )
-    assert options.shown_input == "s3://***@bucket/in and 1 more"
+    assert options.shown_input == "the input (s3://***@bucket/in and 1 more)"
+    one = GenerateOptions(checkpoint="c", input=("a.parquet",), output="out")
+    assert one.shown_input == "a.parquet"

@@ -127,6 +127,7 @@ def test_each_request_has_a_line_the_refused_too(shallow, tmp_path, capsys):
     assert all(bool(line["response"]) != bool(line["error"]) for line in found)
     refused = found[3]["error"]
     assert (refused["code"], refused["line"]) == ("invalid_request", 2)
+    assert refused["message"].startswith(f"line 2 of {source}: ")
     assert "--echo" in refused["message"]
     (example,) = collect(str(tmp_path / "out")).errors["invalid_parameter"]
     assert example.custom_id == "d"
