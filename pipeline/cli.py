@@ -43,7 +43,7 @@ exit codes:
   2  wrong set-up or usage
   3  finished, all rows are accounted for, some are errored
   4  stopped at a budget; starting again with a larger one goes on
-  130  interrupted; starting again goes on
+  130  interrupted; a run that is started again goes on
 """
 
 
