@@ -26,16 +26,18 @@ def commands() -> str:
 
 
 def errors() -> str:
-    """A section a code: what it means, where it comes from, what the user can do."""
-    sections = []
+    """A table of all codes, then of each what it means, where it comes from, what can be done."""
+    sections, rows = [], ["| code | of a | what is the matter |", "|---|---|---|"]
     for code in ErrorCode:
         told = EXPLANATIONS[code]
         of = " (of a file)" if code in INPUT_ERRORS else ""
+        anchor = f"{code}{'-of-a-file' if of else ''}"
+        rows.append(f"| [`{code}`](#{anchor}) | {'file' if of else 'row'} | {told.meaning} |")
         sections.append(
             f"### `{code}`{of}\n\n{_sentence(told.meaning)}\n\n"
             f"- **Usual cause:** {told.cause}.\n- **What to do:** {told.remedy}."
         )
-    return "\n\n".join(sections)
+    return "\n\n".join(["\n".join(rows), *sections])
 
 
 def _sentence(words: str) -> str:
