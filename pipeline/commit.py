@@ -3,11 +3,8 @@
 import contextlib
 import dataclasses
 import datetime
-import functools
-import hashlib
 import importlib.metadata
 import json
-import pathlib
 import threading
 from collections.abc import Iterator
 
@@ -20,6 +17,7 @@ from pipeline.counts import COUNTS, Counts, read_counts
 from pipeline.plan import read_chunks
 from pipeline.prepare import Job
 from pipeline.questions import Answers
+from pipeline.versions import code_identity
 from schemas.error import INPUT_ERRORS
 
 PROVENANCE, RUN = b"grok1.provenance", b"grok1.run"
@@ -240,14 +238,3 @@ def project_version() -> str:
         return importlib.metadata.version("grok1-batch")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-@functools.cache
-def code_identity() -> str:
-    """Hash of this project's own source, as it runs here."""
-    root = pathlib.Path(__file__).parent.parent
-    digest = hashlib.blake2b(digest_size=16)
-    for package in ("model", "pipeline", "schemas"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()

@@ -2,6 +2,8 @@
 of what it tells the version of, JAX least of all, which would take the devices.
 """
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -36,7 +38,7 @@ def facts() -> dict[str, str]:
         f"{name} {installed[name]}" for name in (*_LIBRARIES, *_PLUGINS) if name in installed
     ]
     return {
-        "grok1": f"{installed['grok1']}, python {installed['python']}",
+        "grok1": f"{installed['grok1']}, code {code_identity()[:12]}, python {installed['python']}",
         "libraries": ", ".join(libraries),
         "system": " ".join(
             filter(None, [platform.system(), platform.release(), platform.machine(), _libc()])
@@ -52,6 +54,17 @@ def versions() -> dict[str, str]:
     plugins = {name: version(name) for name in _PLUGINS if version(name) != _ABSENT}
     own = {"grok1": version("grok1-batch"), "python": platform.python_version()}
     return own | libraries | plugins
+
+
+@functools.cache
+def code_identity() -> str:
+    """Hash of this project's own source, as it runs here."""
+    root = pathlib.Path(__file__).parent.parent
+    digest = hashlib.blake2b(digest_size=16)
+    for package in ("model", "pipeline", "schemas"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 _ABSENT = "not installed"

@@ -67,7 +67,7 @@ def test_the_version_tells_what_a_bug_report_needs(capsys):
     told = capsys.readouterr().out.splitlines()
     names = ("grok1 ", "libraries: ", "system: ", "processor: ", "accelerators: ")
     assert [line[: len(name)] for line, name in zip(told, names, strict=True)] == [*names]
-    assert f"python {platform.python_version()}" in told[0]
+    assert f"code {versions.code_identity()[:12]}, python {platform.python_version()}" in told[0]
     for name in ("apache-beam ", "jax ", "jaxlib ", "pyarrow ", "fsspec "):
         assert name in told[1]
     assert platform.release() in told[2]

@@ -18,10 +18,10 @@ from pipeline.commit import (
     NotConserved,
     RowFailed,
     Superseded,
-    code_identity,
     commit,
     read_counts,
 )
+from pipeline.versions import code_identity
 from schemas.error import ErrorCode, RowError
 from schemas.sampling import SamplingParams
 from tests.jobs import ENGINE, answer, prompts_of, read_parts
