@@ -74,6 +74,15 @@ PEERS = (
         _vllm("bfloat16"),
     ),
     Peer(
+        "vllm-zen-no-prefixes",
+        "the same, without its prefix cache",
+        environments.ZEN,
+        "run_vllm.py",
+        models.mixtral,
+        _vllm("bfloat16", enable_prefix_caching=False),
+        ("few-shot", "best-of"),
+    ),
+    Peer(
         "vllm-bf16",
         "vLLM 0.32, bf16",
         environments.VLLM,
