@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.checkpoint import files
 from pipeline import plan
+from pipeline.dataflow.record import SUBMISSION, refuse_second
 from pipeline.options_record import to_record
 from pipeline.storage import Folder
 from pipeline.strikes import STRIKES
@@ -41,7 +42,8 @@ def claim(job: "Job", planned: Sequence[plan.PlannedFile]) -> str:
       The id of the run that owns the folder.
 
     Raises:
-      SetupError: the folder holds something else, or cannot be written to.
+      SetupError: the folder holds something else, a job on Dataflow still works on it, or it
+        cannot be written to.
     """
     options, folder, settings = job.options, job.folder, job.settings
     record = {
@@ -63,6 +65,8 @@ def claim(job: "Job", planned: Sequence[plan.PlannedFile]) -> str:
     data = (json.dumps(record, indent=1) + "\n").encode()
     with writing(folder):
         names = folder.names()
+        if SUBMISSION in names:
+            refuse_second(folder)
         foreign = sorted(n for n in names if not plan.is_part(n) and not n.startswith(("_", ".")))
         if foreign:
             raise SetupError(

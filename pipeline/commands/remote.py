@@ -9,14 +9,13 @@ from model.checkpoint import files
 from pipeline import plan
 from pipeline.cli import INTERRUPTED, OK, Failed
 from pipeline.commands import run
-from pipeline.dataflow import checks, record
+from pipeline.dataflow import checks
 from pipeline.dataflow import options as dataflow
 from pipeline.estimate.cost import read_rates
 from pipeline.options import JobOptions
 from pipeline.prepare import Job, check_job, prepare_job
 from pipeline.report import terminal
 from pipeline.spans import spans
-from pipeline.storage import Folder
 from schemas.error import SetupError
 
 
@@ -89,7 +88,6 @@ def _on_dataflow(
         job, _, chunks = check_job(options)
         explain(job, chunks, submission, read_rates(remote.rates))
         return OK
-    _refuse_second(options.output)
     job = prepare_job(options)
     print(terminal.set_up_line(job))
     if run.is_done(job):
@@ -119,27 +117,6 @@ def _on_dataflow(
         )
         return INTERRUPTED
     return run.finish(job, counters, report)
-
-
-def _refuse_second(output: str) -> None:
-    """Raises SetupError if a job that was submitted for this output still runs."""
-    sent = record.submitted(Folder(output))
-    if sent is None:
-        return
-    try:
-        state = record.ask_state(sent)
-    except record.Unknown as unknown:
-        print(
-            f"grok1: Dataflow job {sent.job_id} was submitted for this output before, and may "
-            f"still run: {unknown}; see {sent.url}",
-            file=sys.stderr,
-        )
-        return
-    if record.is_live(state):
-        raise SetupError(
-            f"Dataflow job {sent.job_id} works on {files.redact(output)} already ({state}: "
-            f"{sent.url}); wait for it, or cancel it: {sent.cancel}"
-        )
 
 
 def _advise_spread(job: Job, workers: int) -> None:

@@ -6,8 +6,11 @@ No Beam, so that asking is quick.
 import dataclasses
 import json
 import logging
+import sys
 
+from model.checkpoint import files
 from pipeline.storage import Folder
+from schemas.error import SetupError
 
 SUBMISSION = "_dataflow.json"
 """In the output folder: which job works on it."""
@@ -68,6 +71,33 @@ def submitted(folder: Folder) -> Submitted | None:
 def is_live(state: str) -> bool:
     """Whether a job in this state still runs, or will."""
     return state not in _ENDED
+
+
+def refuse_second(folder: Folder) -> None:
+    """Refuses to take over an output folder that a submitted job still works on.
+
+    Where nobody can tell, a sentence on stderr says so.
+
+    Raises:
+      SetupError: the job runs, or will.
+    """
+    sent = submitted(folder)
+    if sent is None:
+        return
+    try:
+        state = ask_state(sent)
+    except Unknown as unknown:
+        print(
+            f"grok1: Dataflow job {sent.job_id} was submitted for this output before, and may "
+            f"still run: {unknown}; see {sent.url}",
+            file=sys.stderr,
+        )
+        return
+    if is_live(state):
+        raise SetupError(
+            f"Dataflow job {sent.job_id} works on {files.redact(folder.url)} already ({state}: "
+            f"{sent.url}); wait for it, or cancel it: {sent.cancel}"
+        )
 
 
 def ask_state(sent: Submitted) -> str:
