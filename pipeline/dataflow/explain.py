@@ -1,8 +1,9 @@
 """The job that would be sent to Dataflow, for a person to read before it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_runner_api_pb2
 from rich import box
 from rich.console import Console
 from rich.panel import Panel
@@ -12,15 +13,13 @@ from rich.text import Text
 from model.checkpoint import files
 from model.engine.options import ACCELERATOR_SLOTS
 from pipeline.dataflow.checks import spread_advice
+from pipeline.dataflow.draft import draft
 from pipeline.dataflow.options import HARNESS_THREADS, Submission
 from pipeline.dataflow.stages import fused_stages, readable
 from pipeline.estimate.cost import Rate
-from pipeline.job import wire
 from pipeline.plan import Chunk
 from pipeline.prepare import Job
 from pipeline.spans import spans
-
-_HIDDEN = ("runner",)
 
 
 def explain(
@@ -38,7 +37,7 @@ def explain(
     machine = s.profile.machine
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")
     rate = rates.get(machine.name)
     pieces = sum(1 for _ in spans(chunks))
     decoded = min(job.engine.slots or ACCELERATOR_SLOTS, s.slots)
@@ -64,35 +63,41 @@ def explain(
     console.print(Panel(table, title="what would run on Dataflow", box=box.ROUNDED, expand=False))
     if advice := spread_advice(pieces, s.workers, job.rows):
         console.print(Text(advice, "yellow"))
-    steps = Table("stage", "steps, in one go", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, names in enumerate(stages(job), 1):
+    built = draft(job, submission)
+    steps = _table("stage", "steps, in one go")
+    for number, names in enumerate(stages(built.graph), 1):
         steps.add_row(str(number), Text(" → ".join(names)))
     console.print(steps)
-    options = Table("option", "value", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, value in beam_options(s):
+    options = _table("option", "value")
+    for name, value in readable_options(built.options):
         options.add_row(Text(name), Text(value))
     console.print(options)
     if s.profile.environment:
-        variables = Table("image variable", "value", box=box.SIMPLE_HEAD, pad_edge=False)
+        variables = _table("image variable", "value")
         for name, value in s.profile.environment.items():
             variables.add_row(Text(name), Text(value))
         console.print(variables)
 
 
-def stages(job: Job) -> list[list[str]]:
+def stages(graph: beam_runner_api_pb2.Pipeline) -> list[list[str]]:
     """The steps of each stage, in order."""
-    graph = wire(job, PipelineOptions(["--runner=FnApiRunner"])).to_runner_api()
     return [names for stage in fused_stages(graph) if (names := readable(stage))]
 
 
-def beam_options(submission: Submission) -> list[tuple[str, str]]:
-    """What Beam is told, in alphabetical order."""
-    told = PipelineOptions(submission.arguments).get_all_options(drop_default=True)
+def readable_options(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What Beam and the service are told, in alphabetical order; of a list, each on its line."""
     return [
-        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        (name, "\n".join(map(str, value)) if isinstance(value, list) else str(value))
         for name, value in sorted(told.items())
-        if name not in _HIDDEN
     ]
+
+
+def _table(*headings: str) -> Table:
+    """Columns that break a long value: one that is cut short cannot be checked."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 def _price(rate: Rate | None, workers: int) -> str:

@@ -6,6 +6,7 @@ import fsspec
 import pytest
 from apache_beam.internal import pickler
 from apache_beam.internal.gcp import auth
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from pipeline.cli import OK, main
@@ -25,6 +26,21 @@ def _no_credentials():
 TPU_AND_GPU = ("v5p-4", "h100x8")
 
 
+def template_command(world, machine: str) -> list[str]:
+    """The command that makes a template of a job."""
+    return world.command(
+        f"built-{machine}",
+        machine=machine,
+        bucket=f"{world.bucket}/{machine}",
+        no_auth=True,
+        dataflow_endpoint="http://localhost:9",
+        template_location=f"{world.bucket}/{machine}/template.json",
+        job_name="a-job-with-a-name-that-takes-more-than-half-of-a-line",
+        service_account_email="grok1-worker@a-project-of-some-length.iam.gserviceaccount.com",
+        max_num_workers=7,
+    )
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -35,16 +51,7 @@ TPU_AND_GPU = ("v5p-4", "h100x8")
 def built(request, world):
     """The job as a template: its JSON, its pipeline, the names of all staged files; a machine."""
     machine = request.param
-    command = world.command(
-        f"built-{machine}",
-        machine=machine,
-        bucket=f"{world.bucket}/{machine}",
-        no_auth=True,
-        dataflow_endpoint="http://localhost:9",
-        template_location=f"{world.bucket}/{machine}/template.json",
-        max_num_workers=7,
-    )
-    assert main(command) == OK
+    assert main(template_command(world, machine)) == OK
     fs = fsspec.filesystem("gs")
     job = json.loads(fs.cat_file(f"{world.bucket}/{machine}/template.json"))
     staged = fs.find(f"{world.bucket}/{machine}/staging")
@@ -68,6 +75,7 @@ def test_the_job_asks_for_the_machine(built):
     options = environment["sdkPipelineOptions"]["options"]
     assert options["number_of_worker_harness_threads"] == 8
     assert options["temp_location"]
+    assert options["sdk_location"] == "container"
     # The submitting checkout's own code travels along.
     assert any(name.endswith(".tar.gz") for name in staged)
     (sdk,) = {
@@ -76,6 +84,41 @@ def test_the_job_asks_for_the_machine(built):
         if b"grok1:1" in env.payload
     }
     assert image.encode() in sdk
+
+
+def test_explain_shows_all_that_the_job_is_told(built, world, capsys, monkeypatch):
+    profile, job, _, _ = built
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*template_command(world, profile.machine.name), "--explain"]) == OK
+    shown = in_two_columns(capsys.readouterr().out)
+    defaults = PipelineOptions([]).get_all_options()
+    told = job["environment"]["sdkPipelineOptions"]["options"]
+    told = {k: v for k, v in told.items() if not k.startswith("pipeline") and v != defaults[k]}
+    assert {"experiments", "beam_plugins", "pickle_library", "job_name"} <= set(told)
+    for name in ("temp_location", "staging_location"):  # their last part is the time
+        told[name], shown[name] = (each[name].rsplit(".", 2)[0] for each in (told, shown))
+    for name, value in told.items():
+        if name == "beam_plugins":
+            value = sorted(value)
+        # JSON knows no integers.
+        value = int(value) if isinstance(value, float) else value
+        text = "".join(value) if isinstance(value, list) else str(value)
+        assert shown[name] == text.replace(" ", ""), name
+    assert job["environment"]["experiments"] == told["experiments"]
+
+
+def in_two_columns(text: str) -> dict[str, str]:
+    """The table of options: the values by name, put together again and without spaces."""
+    lines = iter(text.splitlines())
+    heading = next(line for line in lines if line.split() == ["option", "value"])
+    edge, found, name = heading.index("value"), {}, ""
+    next(lines)
+    for line in lines:
+        if not line.strip():
+            return found
+        name = line[:edge].strip() or name
+        found[name] = found.get(name, "") + line[edge:].replace(" ", "")
+    return found
 
 
 def test_reading_inference_and_committing_are_one_stage(built):
