@@ -169,7 +169,7 @@ def writing(folder: Folder) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = files.redact(" ".join(reason.split())[:300])
+        reason = files.without_secrets(" ".join(reason.split()), folder.url)[:300]
         raise SetupError(
             f"cannot write to {_shown(folder)}: {reason}; choose another --output "
             "folder, or correct its permissions"

@@ -151,7 +151,9 @@ def _quiet(debug: bool) -> None:
 def _fault(error: Exception, code: int, debug: bool) -> int:
     if debug:
         logging.getLogger("grok1").exception("%s", error)
-    sentence = " ".join(str(error).split()) or type(error).__name__
+    from model.checkpoint import files
+
+    sentence = files.redact_text(" ".join(str(error).split())) or type(error).__name__
     if code == FAILED and not isinstance(error, Failed):
         sentence = f"{type(error).__name__}: {sentence} (more with --debug)"
     print(f"grok1: {sentence}", file=sys.stderr)

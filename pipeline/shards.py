@@ -146,7 +146,8 @@ def _find(pattern: str, root: str | None, output: str | None) -> list[Listed]:
     except SetupError:
         raise
     except Exception as error:  # each store's client brings exception classes of its own
-        reason = files.redact(" ".join(str(error).split())[:300]) or type(error).__name__
+        reason = files.without_secrets(" ".join(str(error).split()), pattern)[:300]
+        reason = reason or type(error).__name__
         raise SetupError(
             f"cannot list {files.redact(pattern)}: {reason}; check the path, and this account's "
             "rights to it"

@@ -265,5 +265,5 @@ def _forbidden(url: str) -> _FileFault:
 
 
 def _unreadable(url: str, reason: object) -> _FileFault:
-    words = " ".join(files.redact(str(reason)).split())[:200]
+    words = files.without_secrets(" ".join(str(reason).split()), url)[:200]
     return _FileFault(ErrorCode.INPUT_UNREADABLE, f"{files.redact(url)} is corrupt: {words}")

@@ -28,11 +28,27 @@ RANGE_BYTES = 16 << 20
 
 _USER = re.compile(r"(?<=://)(?:[^/:\s]*:\S*|[^/\s]*)@")
 """A password may hold ``/`` and ``@``: after a colon, all up to the last ``@`` may belong to it."""
-_QUERY = re.compile(r"(\w://[^?\s'\"]*)\?[^\s'\"]+")
+_QUERY = re.compile(r"(\w://[^?\s]*)\?[^\s'\"]+(?:['\"][^\s'\",;:.)\]]+)*")
+_HTTP = re.compile(r"(?:^|::)https?://")
+_URL_USER = re.compile(r"(?<=://)(?:[^/:]*:.*|[^/]*)@", re.DOTALL)
+_HOST_USER = re.compile(r"(?<=://)[^/]*@")
 
 
-def redact(text: str) -> str:
-    """The text with user names, passwords and query strings of the URLs in it blotted out."""
+def redact(url: str) -> str:
+    """A URL, or a path, with user names, passwords and query strings blotted out."""
+    if "://" not in url:
+        return url
+    if not _HTTP.search(url):
+        path, mark, _ = _URL_USER.sub("***@", url).partition("?")
+        return f"{path}?***" if mark else path
+    # Here a mark begins what is no path, whatever stands in it; a fragment may be a secret, too.
+    url = _HOST_USER.sub("***@", url)
+    path = re.split("[?#]", url, maxsplit=1)[0]
+    return _URL_USER.sub("***@", path) + (f"{url[len(path)]}***" if path != url else "")
+
+
+def redact_text(text: str) -> str:
+    """The same for all URLs that stand in a text, as far as it can be told where they end."""
     return _QUERY.sub(r"\1?***", _USER.sub("***@", text))
 
 
@@ -227,7 +243,7 @@ def faults(action: str, url: str) -> Iterator[None]:
             f"cannot {action} {redact(url)}: no such file or bucket; check how it is spelled"
         ) from None
     except Exception as error:  # each store's client brings exception classes of its own
-        reason = " ".join(_without_secrets(str(error), url).split())[:300]
+        reason = " ".join(without_secrets(str(error), url).split())[:300]
         # Without its cause: that may quote the URL as it is.
         raise SetupError(
             f"cannot {action} {redact(url)}: {reason or type(error).__name__}; check the path, and "
@@ -235,10 +251,10 @@ def faults(action: str, url: str) -> Iterator[None]:
         ) from None
 
 
-def _without_secrets(text: str, url: str) -> str:
+def without_secrets(text: str, url: str) -> str:
     """A client's message about a URL: it may quote the URL whole, in part, or decoded."""
-    text = redact(text)
-    hidden = [found.rstrip("@") for found in _USER.findall(url)]
+    text = redact_text(text.replace(url, redact(url)))
+    hidden = [found.rstrip("@") for found in _URL_USER.findall(url)]
     hidden += [query for part in url.split("::") if "://" in part for query in part.split("?")[1:]]
     for whole in filter(None, hidden):
         parts = [part for part in re.split(r"[:/@&=]", whole) if len(part) >= 4]

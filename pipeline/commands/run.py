@@ -73,7 +73,8 @@ def finish(job: Job, counters: Mapping[str, int], report: bool) -> int:
     except (pa.ArrowException, OSError) as fault:
         where = files.redact(job.options.output)
         raise Failed(
-            f"a part in {where} cannot be read: {' '.join(str(fault).split())[:200]}; "
+            f"a part in {where} cannot be read: "
+            f"{files.without_secrets(' '.join(str(fault).split()), job.options.output)[:200]}; "
             f"grok1 inspect {where} says which, and what to do"
         ) from None
     if report:
@@ -97,7 +98,8 @@ def _write_report(job: Job) -> None:
         where = write_report(job.options.output, tokenizer=job.tokenizer)
         print(f"report: {files.redact(where)}")
     except Exception as error:
-        print(f"no report: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        reason = files.without_secrets(" ".join(str(error).split()), job.options.output)[:300]
+        print(f"no report: {reason}", file=sys.stderr)
 
 
 def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]:

@@ -20,7 +20,13 @@ from schemas.error import SetupError
         ("ftp://joe@host/x", "ftp://***@host/x"),
         ("https://u:p@h/x?token=abc&y=1", "https://***@h/x?***"),
         ("simplecache::https://h/x?sig=abc", "simplecache::https://h/x?***"),
-        ("got 'https://h/x?sig=1', then s3://k:v@b/y", "got 'https://h/x?***', then s3://***@b/y"),
+        ('http://h/it\'s "so".parquet?token=abc', 'http://h/it\'s "so".parquet?***'),
+        ("http://h/x?sig=X&y='q'rest z", "http://h/x?***"),
+        ("https://h:443/x?sig=a@b", "https://h:443/x?***"),
+        ("https://h/x#token=abc", "https://h/x#***"),
+        ("https://u:p/w@h/x", "https://***@h/x"),
+        ("https://u:p?w@h/x", "https://***@h/x"),
+        ("memory://me:p w@bucket/x", "memory://***@bucket/x"),
         ("/tmp/what?/me@home", "/tmp/what?/me@home"),
     ],
 )
@@ -28,7 +34,31 @@ def test_redact(url, shown):
     assert files.redact(url) == shown
 
 
-_SECRET = st.text("abcXYZ0189/@:+=%", min_size=8, max_size=20).map(lambda s: f"q{s}q")
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("got 'https://h/x?sig=1', then s3://k:v@b/y", "got 'https://h/x?***', then s3://***@b/y"),
+        ("http://h/it's.parquet?token=abc is gone", "http://h/it's.parquet?*** is gone"),
+        ("no http://h/x?a='q'rest here", "no http://h/x?*** here"),
+        ("s3://b/x has no column q; is it prompt?", "s3://b/x has no column q; is it prompt?"),
+    ],
+)
+def test_redact_text(text, shown):
+    assert files.redact_text(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://key:hunter2222@bk/x", 'Invalid bucket name "key:hunter2222@bk"'),
+        ("http://h/it's.parquet?token=hunter2222", "403, http://h/it's.parquet?token=hunter2222"),
+    ],
+)
+def test_a_client_may_quote_what_it_was_given(url, message):
+    assert "hunter2222" not in files.without_secrets(message, url)
+
+
+_SECRET = st.text("abcXYZ0189/@:+=% '\"", min_size=8, max_size=20).map(lambda s: f"q{s}q")
 
 
 @given(secret=_SECRET)
@@ -37,6 +67,12 @@ def test_redact_leaves_no_part_of_a_password(secret):
     assert shown.endswith("@bucket/path")
     assert secret not in shown
     assert "key" not in shown
+
+
+@given(path=st.text("ab'\"() ;,[]", max_size=9), secret=_SECRET)
+def test_redact_leaves_no_part_of_a_query(path, secret):
+    shown = files.redact(f"https://host/{path}?sig={secret}")
+    assert shown == f"https://host/{path}?***"
 
 
 @pytest.mark.parametrize(

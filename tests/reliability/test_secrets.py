@@ -34,7 +34,7 @@ def bucket():
     columns["prompt_token_ids"][5] = [10**6]
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
-    fs.pipe_file(f"{path}/in/a.parquet", sink.getvalue())
+    fs.pipe_file(f"{path}/in/it's.parquet", sink.getvalue())
     fs.pipe_file(f"{path}/in/corrupt.parquet", b"PAR1 and no more")
     yield root
     fs.rm(path, recursive=True)
@@ -77,11 +77,11 @@ def signed(tmp_path):
     """A signed URL of an input file."""
     columns = runs.prompts(24)
     columns["prompt_token_ids"][5] = [10**6]
-    runs.write(tmp_path / "a.parquet", columns)
+    runs.write(tmp_path / "it's.parquet", columns)
     handler = functools.partial(_Ranges, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://localhost:{server.server_port}/a.parquet?token={TOKEN}"
+        yield f"http://localhost:{server.server_port}/it's.parquet?token={TOKEN}"
         server.shutdown()
 
 
@@ -144,3 +144,17 @@ def test_none_is_told(bucket, signed, caplog, capfd):
     for secret in (SECRET, TOKEN, OPTION):
         for where, text in {**written, "out": out, "err": err, "logs": logged}.items():
             assert secret not in text, where
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_client_that_quotes_a_password_is_not_repeated(tmp_path, capfd):
+    """S3's takes what stands before the @ for a bucket's name, and says that it is none."""
+    url = f"s3://key:{SECRET}@bucket/x.parquet"
+    common = ["--checkpoint", runs.CHECKPOINT]
+    assert cli.main(["plan", *common, "--input", url]) == cli.SETUP
+    runs.write(tmp_path / "a.parquet", runs.prompts(2))
+    source, output = ["--input", str(tmp_path / "a.parquet")], f"s3://key:{SECRET}@bucket/out"
+    assert cli.main(["generate", *common, *source, "--output", output]) == cli.SETUP
+    told = capfd.readouterr()
+    assert told.err.count("grok1: ") == 2
+    assert SECRET not in told.out + told.err
