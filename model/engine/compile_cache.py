@@ -55,6 +55,8 @@ class CompileCache:
         name = _machine_name(mesh)
         if url is None:
             chosen = jax.config.values["jax_compilation_cache_dir"]  # in JAX's own way
+            if chosen and files.local_path(chosen) is not None:
+                ensure_private(Path(chosen), "JAX_COMPILATION_CACHE_DIR")
             if chosen:
                 return None
             return own_cache(f"compiled/{name}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from model.checkpoint import files
+from model.checkpoint import files, sink
 from model.engine.compile_cache import NONE, CompileCache
 from model.private_folder import ensure_private, own_cache
 from schemas.error import SetupError
@@ -88,7 +88,7 @@ def test_a_cache_that_may_only_be_read_still_serves(tmp_path, monkeypatch, caplo
 
     cache = CompileCache(f"memory://{uuid.uuid4()}", MESH)
     assert compiled_anew(11)
-    monkeypatch.setattr(files, "write_bytes", refuse)
+    monkeypatch.setattr(sink, "write_bytes", refuse)
     cache.keep()
     assert "what was compiled is not kept for the next start: cannot write" in caplog.text
 
@@ -112,6 +112,31 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
     folder.chmod(0o777)
     with pytest.raises(SetupError, match=r"others may write to .*open"):
         CompileCache(str(folder), MESH)
+
+
+def test_jax_own_folder_is_refused_as_well(tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "open"))
+    with pytest.raises(SetupError, match=r"JAX_COMPILATION_CACHE_DIR: others may write to .*open"):
+        CompileCache(None, MESH)
+
+
+def test_a_folder_that_others_may_replace_is_refused(tmp_path):
+    (tmp_path / "open" / "mine").mkdir(parents=True, mode=0o700)
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(SetupError, match=r"put another folder in the place of .*mine"):
+        CompileCache(str(tmp_path / "open" / "mine"), MESH)
+    (tmp_path / "open").chmod(0o1777)
+    ensure_private(tmp_path / "open" / "mine", "--compile-cache")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files to others")
+def test_a_file_of_another_account_is_refused(tmp_path):
+    (tmp_path / "planted").write_bytes(b"")
+    os.chown(tmp_path / "planted", 4242, 4242)
+    with pytest.raises(SetupError, match=r"planted belongs to another account"):
+        ensure_private(tmp_path, "--compile-cache")
 
 
 def test_another_account_s_folder_is_refused(tmp_path, monkeypatch):
