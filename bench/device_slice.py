@@ -5,7 +5,9 @@ all layers at full width. That slice is a model of the same architecture, so the
 steps run on it, on one device; only the exchanges between devices are missing.
 """
 
+import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,16 +19,19 @@ import numpy as np
 from model.config import Grok1Config
 from model.engine.batch import pack
 from model.engine.cache import PagePool
+from model.engine.load import allocate
+from model.engine.machine import ACCELERATOR_RESERVE
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
-from model.engine.programs import Plan, abstract_cache, abstract_tables, steps
+from model.engine.programs import Plan, steps
 from model.engine.request import Request
+from model.engine.runner import Runner
 from model.engine.scheduler import Scheduler
 from model.engine.state import SlotState, empty_slots
-from model.engine.tables import empty_masks, empty_tables
-from model.layout import abstract_params, choose_layout
+from model.layout import abstract_params, choose_layout, held_bytes
 from model.numerics import MODES
 from model.sharding import make_mesh
+from schemas.error import SetupError
 from schemas.sampling import SamplingParams
 
 
@@ -43,7 +48,7 @@ def slice_of(config: Grok1Config, devices: int) -> Grok1Config:
 
 
 class DeviceSlice:
-    """Random weights on the first device, and the engine's steps on them.
+    """Random weights on the first device, and the engine's runner on them.
 
     Attributes:
       config: the slice.
@@ -56,47 +61,77 @@ class DeviceSlice:
         self._mesh = make_mesh(1, config, jax.devices())
         platform = self._mesh.devices.flat[0].platform
         self._layout = choose_layout(platform, MODES[numerics], weights)
-        described = abstract_params(config, self._mesh, MODES[numerics], self._layout)
-        self.params = jax.tree.map(_random, described)
 
-    def plan(self, batch: int, context: int, **options: Any) -> Plan:
-        """An engine's plan for so many sequences, all of which the cache holds at full length."""
+    @functools.cached_property
+    def params(self) -> Any:
+        """The weights, drawn when they are first asked for: what does not fit never asks."""
+        numerics = MODES[self._numerics]
+        described = abstract_params(self.config, self._mesh, numerics, self._layout)
+        return jax.tree.map(_random, described)
+
+    def plan(self, batch: int, context: int) -> Plan:
+        """An engine's plan for so many sequences, all of which the cache holds at full length.
+
+        Without drafts: random weights repeat nothing that could be looked up, and where each row
+        has a sequence of its own none is left for a draft. So a row draws one token a step.
+        """
         given = EngineOptions(
             numerics=self._numerics,
             kernels=self._kernels,
             slots=batch,
             max_context=context,
-            **options,
+            draft_tokens=0,
         )
         plan = make_plan(self.config, given, self._mesh, self._layout, memory=1 << 62)
-        pages = 2 + batch * plan.shapes.sequence_pages
+        # A CPU computes rows in tiles, so there may be more of them than asked for.
+        pages = 2 + plan.shapes.rows * plan.shapes.sequence_pages
         shapes = dataclasses.replace(plan.shapes, pages=pages)
         return dataclasses.replace(plan, shapes=shapes)
 
+    def needed_bytes(self, plan: Plan) -> int:
+        """Of the device: weights, cache, what is kept of slots, and what an engine leaves free."""
+        return held_bytes(steps(plan)["decode"].arguments) + ACCELERATOR_RESERVE
+
     def decode_seconds(self, plan: Plan, context: int, rounds: int) -> float:
-        """Seconds of one decode step of all rows, at the end of a context."""
-        run = steps(plan)["decode"].lower(plan.mesh).compile()
-        cache, state, tables = _cache(plan), _running(plan, context, rounds), _tables(plan)
-        masks = jnp.asarray(empty_masks(plan.shapes.slots, plan.config.vocab_size))
+        """Seconds of one decode step of all ``plan.shapes.rows``, at the end of a context.
 
-        def once(carried):
-            cache, state, tables, _ = run(self.params, *carried, masks)
-            return cache, state, tables
-
-        return _seconds(once, (cache, state, tables), rounds) / plan.shapes.steps
+        Raises:
+          SetupError: the context is shorter than what all rounds draw.
+        """
+        state = _running(plan, context, rounds)
+        with self._runner(plan, "edit_slots", "decode") as runner:
+            runner.edit_slots(state.alive, state)
+            seconds = _seconds(lambda _: runner.decode(), None, rounds)
+        return seconds / plan.shapes.steps
 
     def prefill_seconds(self, plan: Plan, context: int) -> tuple[int, float]:
         """Prompt tokens of whole contexts, and the seconds that their prefill steps take."""
-        run = steps(plan)["prefill"].lower(plan.mesh).compile()
         packed = [*_prompts(plan, context)]
         tokens = sum(int(rows.live.sum()) for rows, _ in packed)
+        with self._runner(plan, "prefill") as runner:
 
-        def once(cache):
-            for rows, queries in packed:
-                cache = run(self.params, cache, rows, queries)
-            return cache
+            def once(_):
+                for rows, queries in packed:
+                    runner.prefill(rows, queries)
+                runner.wait()
 
-        return tokens, _seconds(once, _cache(plan), 2)
+            return tokens, _seconds(once, None, 2)
+
+    @contextlib.contextmanager
+    def _runner(self, plan: Plan, *names: str) -> Iterator[Runner]:
+        """The engine's runner with these steps: it calls them here just as it does there."""
+        made = steps(plan)
+        compiled = {name: made[name].lower(plan.mesh).compile() for name in names}
+        runner = Runner(compiled, plan, self.params, *allocate(plan))
+        try:
+            yield runner
+        finally:
+            runner.release()
+
+
+def device_memory() -> int | None:
+    """Bytes that programs may take of the first device; None where it does not tell, as a CPU."""
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def copy_bandwidth(nbytes: int) -> float:
@@ -127,7 +162,8 @@ def _seconds(once: Callable[[Any], Any], carried: Any, times: int) -> float:
 
 def _random(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """Small numbers of any kind, made on the device, layer by layer where they are many."""
-    key = jax.random.key(hash(leaf.shape) % 2**31)
+    # With this kind of key a shape compiles in less than half the time.
+    key = jax.random.key(hash(leaf.shape) % 2**31, impl="rbg")
 
     def some(key, shape):
         if jnp.issubdtype(leaf.dtype, jnp.integer):
@@ -150,29 +186,23 @@ def _random(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return whole
 
 
-def _cache(plan: Plan) -> Any:
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract_cache(plan))
-
-
-def _tables(plan: Plan) -> Any:
-    filled = empty_tables(plan.shapes.slots, plan.config.vocab_size)
-    return jax.tree.map(lambda _, x: jnp.asarray(x), abstract_tables(plan), filled)
-
-
 def _running(plan: Plan, context: int, rounds: int) -> SlotState:
     """All rows' sequences near the end of a context, each with pages of its own."""
     shapes = plan.shapes
+    position = context - 1 - (rounds + 1) * shapes.steps
+    if position < 0:
+        raise SetupError(f"--context {context} ends before {rounds} --rounds of steps do")
     state = empty_slots(shapes.slots, shapes.sequence_pages)
     live = slice(0, shapes.rows)
     state.alive[live] = True
     state.token[live] = np.arange(shapes.rows) % plan.config.vocab_size
-    state.position[live] = context - 1 - (rounds + 1) * shapes.steps
+    state.position[live] = position
     state.max_tokens[live] = context
     state.knobs.temperature[live] = 1.0
     state.knobs.key[live, 0] = np.arange(shapes.rows)
     pages = 1 + np.arange(shapes.rows * shapes.sequence_pages, dtype=np.int32)
     state.pages[live] = pages.reshape(shapes.rows, -1)
-    return jax.tree.map(jnp.asarray, state)
+    return state
 
 
 def _prompts(plan: Plan, context: int) -> Iterator[tuple[Any, Any]]:

@@ -6,21 +6,25 @@ The engine's own steps run on one device's slice of 8-way tensor parallelism: al
 heads and 1 KV head, an eighth of each expert and of the vocabulary; 39.4 GB of int8 weights, drawn
 at random. Decoding is held against the card's measured copy bandwidth, prefill against its measured
 rate of products. Exchanges between devices do not happen here: they are added on paper, at the
-bandwidth that ``--link`` gives, and the table says so.
+bandwidth that ``--link`` gives, and the table says so. What the card has no memory for is left out,
+which the table says, too.
 """
 
 import argparse
 import dataclasses
 import json
 import pathlib
-import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 
 import jax
 
-from bench import markdown
-from bench.device_slice import DeviceSlice, copy_bandwidth, matmul_rate, slice_of
+from bench import golden, markdown
+from bench.device_slice import DeviceSlice, copy_bandwidth, device_memory, matmul_rate, slice_of
 from model.config import GROK_1, Grok1Config
+from model.engine.memory import is_out_of_memory
+from model.engine.programs import Plan
+from model.engine.tuning import prepare_gpu
 from model.machines import cache_bytes_per_token, weight_bytes
 
 DEVICES = 8
@@ -48,8 +52,8 @@ class Result:
     Attributes:
       what: ``decode`` or ``prefill``.
       weights: ``int8`` or ``int4``.
-      batch: sequences of a step.
-      context: tokens of each.
+      batch: rows of a step: sequences that decode, or prompt tokens.
+      context: tokens of each sequence.
       tokens_per_second: without exchanges between devices.
       with_exchanges: with them, on paper.
       share: of the copy bandwidth (decode) or the rate of products (prefill) that was reached.
@@ -62,6 +66,25 @@ class Result:
     tokens_per_second: float
     with_exchanges: float
     share: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A case that the card has no memory for.
+
+    Attributes:
+      what: ``decode`` or ``prefill``.
+      weights: ``int8`` or ``int4``.
+      batch: rows of a step: sequences that decode, or prompt tokens.
+      context: tokens of each sequence.
+      reason: in words.
+    """
+
+    what: str
+    weights: str
+    batch: int
+    context: int
+    reason: str
 
 
 def measure_card(scale: int) -> Card:
@@ -79,11 +102,34 @@ def exchange_seconds(config: Grok1Config, rows: int, link: float) -> float:
     return config.num_layers * 2 * 2 * each / link
 
 
-def measure_decode(
-    part: DeviceSlice, card: Card, batch: int, context: int, link: float, rounds: int
-) -> Result:
-    """Decode steps of a batch at the end of a context."""
+def measure(
+    part: DeviceSlice, card: Card, what: str, batch: int, context: int, link: float, rounds: int
+) -> Result | Skipped:
+    """One case: ``what`` is ``decode`` or ``prefill``; nothing is allocated if it cannot fit."""
     plan = part.plan(batch, context)
+    rows = plan.shapes.prefill_rows if what == "prefill" else plan.shapes.rows
+
+    def skipped(reason: str) -> Skipped:
+        return Skipped(what=what, weights=part.weights, batch=rows, context=context, reason=reason)
+
+    needed, memory = part.needed_bytes(plan), device_memory()
+    if memory is not None and needed > memory:
+        gib = f"{needed / (1 << 30):,.1f} GiB, and programs have {memory / (1 << 30):,.1f}"
+        return skipped(f"does not fit: takes {gib}")
+    try:
+        if what == "prefill":
+            return measure_prefill(part, card, plan, link)
+        return measure_decode(part, card, plan, link, rounds)
+    except Exception as error:
+        # Temporaries, and holes between arrays, are beyond arithmetic.
+        if not is_out_of_memory(error):
+            raise
+        return skipped("does not fit: the device ran out of memory")
+
+
+def measure_decode(part: DeviceSlice, card: Card, plan: Plan, link: float, rounds: int) -> Result:
+    """Decode steps of all rows at the end of a context; each draws a token for each row."""
+    batch, context = plan.shapes.rows, plan.shapes.max_context
     seconds = part.decode_seconds(plan, context, rounds)
     read = weight_bytes(part.config, part.weights)
     read += batch * context * cache_bytes_per_token(part.config)
@@ -99,9 +145,9 @@ def measure_decode(
     )
 
 
-def measure_prefill(part: DeviceSlice, card: Card, context: int, link: float) -> Result:
+def measure_prefill(part: DeviceSlice, card: Card, plan: Plan, link: float) -> Result:
     """Prefill steps over whole prompts."""
-    plan = part.plan(max(plan_rows(context), 1), context)
+    context = plan.shapes.max_context
     tokens, seconds = part.prefill_seconds(plan, context)
     # The head is a decode step's.
     active = part.config.active_params - part.config.vocab_size * part.config.emb_size
@@ -122,22 +168,11 @@ def plan_rows(context: int) -> int:
     return -(-2048 // context)
 
 
-def report(card: Card, results: list[Result]) -> str:
+def report(card: Card, outcomes: Sequence[Result | Skipped]) -> str:
     """The card's own rates and a Markdown table of what was reached."""
     table = markdown.table(
         ["step", "weights", "rows", "context", "tok/s of 8", "with exchanges", "share of the card"],
-        [
-            (
-                r.what,
-                r.weights,
-                f"{r.batch:,}",
-                f"{r.context:,}",
-                f"{r.tokens_per_second:,.0f}",
-                f"{r.with_exchanges:,.0f}",
-                f"{r.share:.0%}",
-            )
-            for r in results
-        ],
+        [(o.what, o.weights, f"{o.batch:,}", f"{o.context:,}", *_reached(o)) for o in outcomes],
     )
     return (
         f"{card.kind}: copies at {card.bandwidth / 1e9:,.0f} GB/s, multiplies at "
@@ -146,20 +181,12 @@ def report(card: Card, results: list[Result]) -> str:
     )
 
 
-def run_golden() -> int:
-    """The golden tests on this device, in release and bf16 modes; pytest's exit code."""
-    root = pathlib.Path(__file__).parents[1]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "tests/model/engine/test_golden.py",
-            "-k",
-            "bf16 or release",
-        ],
-        cwd=root,
-    ).returncode
+def _reached(outcome: Result | Skipped) -> tuple[str, str, str]:
+    """The last three columns."""
+    if isinstance(outcome, Skipped):
+        return "", "", outcome.reason
+    speeds = f"{outcome.tokens_per_second:,.0f}", f"{outcome.with_exchanges:,.0f}"
+    return *speeds, f"{outcome.share:.0%}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,28 +201,56 @@ def main(arguments: list[str] | None = None) -> int:
     add("--rounds", type=int, default=8, help="calls that are timed")
     add("--kernels", default="auto", choices=["auto", "plain"])
     add("--link", type=float, default=450e9, help="bytes/s between devices, one way (NVLink 4)")
-    add("--json", metavar="FILE", help="write the figures there too")
-    add("--golden", action="store_true", help="run the golden tests on the device as well")
+    add("--json", metavar="FILE", help="write the figures there too, as they come")
+    add("--golden", action="store_true", help="run the golden tests on the GPU first")
     given = parser.parse_args(arguments)
+    tests = 0
+    if given.golden:
+        # Before this process takes the GPU's memory.
+        if (found := golden.backend()) != "gpu":
+            parser.error(f"--golden needs a GPU: JAX runs on {found} here, which proves nothing")
+        tests = golden.run()
+    prepare_gpu()
     config = slice_of(_scaled(GROK_1, given.layers, given.scale), DEVICES)
     card = measure_card(given.scale**2)
-    results = []
+    outcomes: list[Result | Skipped] = []
+    try:
+        for outcome in _measure_all(given, config, card):
+            outcomes.append(outcome)
+            if given.json:
+                _write(pathlib.Path(given.json), card, config, outcomes)
+    finally:
+        # Whatever ends it, what was measured is told.
+        print(report(card, outcomes))
+    return tests
+
+
+def _measure_all(
+    given: argparse.Namespace, config: Grok1Config, card: Card
+) -> Iterator[Result | Skipped]:
     for weights in given.weights:
         part = DeviceSlice(config, weights, "bf16", given.kernels)
         for context in given.context:
-            results.append(measure_prefill(part, card, context, given.link))
-            for batch in given.batch:
-                results.append(measure_decode(part, card, batch, context, given.link, given.rounds))
+            cases = [("prefill", plan_rows(context)), *(("decode", n) for n in given.batch)]
+            for what, batch in cases:
+                yield measure(part, card, what, batch, context, given.link, given.rounds)
+        # The next kind's weights take its place.
         del part
-    print(report(card, results))
-    if given.json:
-        found = {
-            "card": dataclasses.asdict(card),
-            "config": dataclasses.asdict(config),
-            "results": [dataclasses.asdict(r) for r in results],
-        }
-        pathlib.Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
-    return run_golden() if given.golden else 0
+
+
+def _write(
+    path: pathlib.Path, card: Card, config: Grok1Config, outcomes: Sequence[Result | Skipped]
+) -> None:
+    """All figures so far; a file that is there already is whole at any time."""
+    found = {
+        "card": dataclasses.asdict(card),
+        "config": dataclasses.asdict(config),
+        "results": [dataclasses.asdict(o) for o in outcomes if isinstance(o, Result)],
+        "skipped": [dataclasses.asdict(o) for o in outcomes if isinstance(o, Skipped)],
+    }
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.replace(path)
 
 
 def _scaled(config: Grok1Config, layers: int, scale: int) -> Grok1Config:

@@ -12,7 +12,7 @@ from model.engine.shapes import Machine
 _SHARE_OF_HOST = 8
 """On a CPU the cache takes at most one part in so many of the memory."""
 
-_ACCELERATOR_RESERVE = 2 << 30
+ACCELERATOR_RESERVE = 2 << 30
 """Bytes of a device left for a step's temporaries and the runtime."""
 
 
@@ -34,7 +34,7 @@ def describe_machine(
         return Machine(platform="cpu", devices=mesh.size, cache_bytes=share)
     if memory is None:
         memory = (device.memory_stats() or {}).get("bytes_limit", 16 << 30)
-    free = memory - weight_bytes // mesh.size - _ACCELERATOR_RESERVE
+    free = memory - weight_bytes // mesh.size - ACCELERATOR_RESERVE
     platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
     return Machine(platform=platform, devices=mesh.size, cache_bytes=max(free, 0) * mesh.size)
 

@@ -20,7 +20,7 @@ from model.transformer import Params, TokenRows
 
 
 class Runner:
-    """Cache, state, tables and masks of one engine. Each call dispatches; none waits."""
+    """Cache, state, tables and masks of one engine. Each call dispatches; ``wait`` alone waits."""
 
     def __init__(
         self,
@@ -95,10 +95,14 @@ class Runner:
         )
         return rounds
 
+    def wait(self) -> None:
+        """Waits until the devices have done all that was asked of them."""
+        jax.block_until_ready((self._cache, self._state, self._tables, self._histories))
+
     def release(self) -> None:
         """Waits until the devices are done, well or badly, and lets all that they hold go."""
         with contextlib.suppress(Exception):
-            jax.block_until_ready((self._cache, self._state, self._tables, self._histories))
+            self.wait()
         del self._params, self._head, self._cache, self._state, self._tables, self._masks
         del self._histories
 
