@@ -136,8 +136,10 @@ def _same_run(
         )
     if old_input["digest"] != record["input"]["digest"]:
         before = plan.read_files(folder)
-        if extend and [f.content for f in before] == [f.content for f in planned[: len(before)]]:
+        if extend and _extends(before, planned):
             grown = {**there, "input": record["input"]}
+            # It may have been finished, and may be again without another part: an empty file.
+            folder.remove([SUCCESS, *RESULTS])
             folder.replace(JOB, (json.dumps(grown, indent=1) + "\n").encode())
             return run_id
         raise SetupError(
@@ -145,6 +147,14 @@ def _same_run(
             f"{_difference(before, planned)}; {remedy}"
         )
     return run_id
+
+
+def _extends(old: Sequence[plan.PlannedFile], new: Sequence[plan.PlannedFile]) -> bool:
+    """Whether files only came to those of old, or were mended that had no rows in the plan."""
+    return len(old) <= len(new) and all(
+        before.path == after.path and (before.fault or before.content == after.content)
+        for before, after in zip(old, new, strict=False)
+    )
 
 
 def _difference(old: Sequence[plan.PlannedFile], new: Sequence[plan.PlannedFile]) -> str:
@@ -157,7 +167,7 @@ def _difference(old: Sequence[plan.PlannedFile], new: Sequence[plan.PlannedFile]
             return f"file {path!r} is new, which --extend would take"
         if before[path] != after[path]:
             return f"file {path!r} has changed"
-    return "its files have changed"
+    return "an --extend was cut off before its plan was written, so give it again"
 
 
 @contextlib.contextmanager

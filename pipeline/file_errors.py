@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.plan import PlannedFile
-from schemas.error import INPUT_ERRORS
+from schemas.error import INPUT_ERRORS, RowError
 
 SCHEMA = pa.schema(
     [
@@ -21,6 +21,11 @@ SCHEMA = pa.schema(
     ]
 )
 """Of ``_errors/files.parquet``."""
+
+
+def left_out(fault: RowError) -> str:
+    """Why no row of a file is in the plan, and how to take them in: there are none to retry."""
+    return f"{fault.message} (mend the file, then give the same command with --extend)"
 
 
 def collect(
@@ -61,7 +66,7 @@ def collect(
                 "rows": file.rows,
                 "rows_errored": codes.total(),
                 "error_code": str(file.fault.code if file.fault else codes.most_common(1)[0][0]),
-                "error_message": file.fault.sentence() if file.fault else message,
+                "error_message": left_out(file.fault) if file.fault else message,
             }
         )
     return found

@@ -22,7 +22,8 @@ def read_inputs(
     Args:
       options: the job.
       former: the files of the plan that lies in the output folder. What it leaves out is left out
-        again, and its files come first: the parts that are there are numbered after them.
+        again, unless the job is to ``extend``, and its files come first, each in its place: the
+        parts that are there are numbered after them.
 
     Returns:
       The schema, and all files; those with a fault have no rows in the job.
@@ -32,7 +33,8 @@ def read_inputs(
         change what the parts hold that are there.
     """
     place = {file.path: file.index for file in former}
-    left_out = {file.path: file.fault for file in former if file.fault is not None}
+    before = {file.path: file.fault for file in former if file.fault is not None}
+    left_out = {} if options.extend else before
     listed = shards.list_inputs(options.input, options.input_root, options.output)
     listed.sort(key=lambda file: place.get(file.path, len(place)))
     read = shards.read_footers([file for file in listed if file.path not in left_out])
@@ -49,14 +51,14 @@ def read_inputs(
         raise SetupError(f"{first}; restore the file, or leave it out of --input{stops}")
     assert schema is not None
     if options.extend and former:
-        _check_extension(schema, shards_, place, options)
+        _check_extension(schema, shards_, place.keys() - before.keys(), options)
     return schema, shards_
 
 
 def _check_extension(
     schema: pa.Schema, shards_: Sequence[Shard], former: Container[str], options: JobOptions
 ) -> None:
-    """Raises SetupError if files beyond the former ones changed the schema of all rows."""
+    """Raises SetupError if files beyond those with rows in the plan changed all rows' schema."""
     known, _ = unify(
         [shard for shard in shards_ if shard.file.path in former],
         lambda schema: _fits(schema, options),
@@ -86,7 +88,7 @@ def former_files(output: str) -> list[plan.PlannedFile]:
     """The files of the plan that lies in an output folder.
 
     A job that goes on leaves out again what that leaves out, whatever became of it since: what is
-    done has been done without its rows.
+    done has been done without its rows. ``--extend`` takes them in.
     """
     folder = Folder(output)
     with writing(folder):

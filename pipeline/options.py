@@ -116,7 +116,8 @@ class JobOptions:
       dedupe: whether rows that ask the same in a chunk are computed once; changes no result.
       strict: stop at the first file that cannot be read or row that has an error.
       overwrite: discard what the output folder holds of another job.
-      extend: take files added since the output folder's run was started, after all others.
+      extend: take files added since the output folder's run was started, after all others, and
+        those that it left out, if they can be read by now, each in its place.
       allow_errors: share of rows that may be errored in a run that counts as a success.
       allow_file_errors: whether a run counts as a success in which files could not be read.
       limits: what this start may take.

@@ -93,12 +93,13 @@ EXPLANATIONS: dict[ErrorCode, Explanation] = {
     ErrorCode.INPUT_UNREADABLE: Explanation(
         "a file of the input, or the part of it that holds the row, cannot be read",
         "a damaged or half-written file, or rights that this account lacks",
-        "restore the file, then retry the errored rows: grok1 retry OUTPUT",
+        "restore the file, then retry its errored rows: grok1 retry OUTPUT; a file that was left "
+        "out whole has none, and the same command with --extend takes it in",
     ),
     ErrorCode.INPUT_SCHEMA: Explanation(
         "a file's columns cannot be brought together with those of the others",
         "a column that is text in one file and numbers in another, or is missing from one",
-        "cast or rename the column, or run the file apart",
+        "cast or rename the column, then give the same command with --extend",
     ),
     ErrorCode.INPUT_CHANGED: Explanation(
         "a file is not what it was when the job was planned",

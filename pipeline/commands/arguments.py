@@ -127,7 +127,11 @@ def add_run(parser: argparse.ArgumentParser, over_length: Sequence[str], meaning
     )
     add("--strict", action="store_true", help="stop at the first errored file or row")
     add("--overwrite", action="store_true", help="discard another run in the output folder")
-    add("--extend", action="store_true", help="take files added since that run was started, too")
+    add(
+        "--extend",
+        action="store_true",
+        help="take files added or mended since that run was started, too",
+    )
     return group
 
 

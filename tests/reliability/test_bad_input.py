@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import plan, stream
+from pipeline import cli, plan, stream
 from pipeline.options import GenerateOptions
 from pipeline.prepare import prepare_job
 from pipeline.storage import Folder
@@ -116,18 +116,62 @@ def test_all_else_is_completed(folder, tmp_path, capsys):
     assert str(folder / "a0.parquet") in capsys.readouterr().err
 
 
-def test_a_file_that_was_left_out_stays_out_when_it_is_mended(folder, tmp_path):
-    """Its rows would be new ones, in the midst of what is done."""
+@pytest.mark.parametrize("spoil", [_zero_bytes, _wrong_type])
+def test_a_file_that_was_left_out_is_taken_in_when_it_is_mended(folder, spoil, tmp_path, capsys):
+    """Only if that is asked for, and as if it had never been bad; what is done stays done."""
+    spoil(folder / "a.parquet")
+    output = str(tmp_path / "out")
+    assert runs.generate(str(folder), output) == 3
+    [error] = _file_errors(output)
+    assert error == runs.manifest(output)["file_errors"][0]
+    assert error["error_message"].endswith("give the same command with --extend)")
+    before, written = runs.fingerprint(output), _committed(output)
+    runs.write(folder / "a.parquet", runs.prompts(7))
+    assert runs.generate(str(folder), output) == 3
+    assert cli.main(["retry", output, "--no-report"]) == 3
+    assert "with --extend)" in " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert runs.fingerprint(output) == before
+    assert runs.generate(str(folder), output, "--extend") == 0
+    assert _committed(output).items() >= written.items(), "nothing is computed twice"
+    manifest = runs.manifest(output)
+    assert (manifest["files"], manifest["files_errored"]) == (2, 0)
+    assert (manifest["rows_in"], manifest["succeeded"]) == (GOOD + 7, GOOD + 7)
+    assert _file_errors(output) == []
+    undisturbed = str(tmp_path / "undisturbed")
+    assert runs.generate(str(folder), undisturbed) == 0
+    assert runs.fingerprint(output) == runs.fingerprint(undisturbed)
+    # From now on it belongs to the run.
+    assert runs.generate(str(folder), output) == 0
+    assert runs.generate(str(folder), output, "--extend") == 0
+    assert runs.fingerprint(output) == runs.fingerprint(undisturbed)
+
+
+def test_extending_when_nothing_is_mended_changes_nothing(folder, tmp_path):
     _zero_bytes(folder / "a.parquet")
     output = str(tmp_path / "out")
     assert runs.generate(str(folder), output) == 3
-    before = runs.fingerprint(output)
-    runs.write(folder / "a.parquet", runs.prompts(7))
+    before = _committed(output)
+    assert runs.generate(str(folder), output, "--extend") == 3
+    assert _committed(output) == before
+    assert runs.manifest(output)["files_errored"] == 1
+
+
+def test_a_file_that_is_mended_and_has_no_rows_is_no_fault_any_more(folder, tmp_path):
+    """No part is missing then, and yet the counts are to be made anew."""
+    _zero_bytes(folder / "a.parquet")
+    output = str(tmp_path / "out")
     assert runs.generate(str(folder), output) == 3
-    assert runs.fingerprint(output) == before
-    assert runs.generate(str(folder), output, "--overwrite") == 0
-    assert runs.manifest(output)["rows_in"] == GOOD + 7
-    assert _file_errors(output) == []
+    runs.write(folder / "a.parquet", pa.table(runs.prompts(1)).slice(0, 0))
+    assert runs.generate(str(folder), output, "--extend") == 0
+    assert runs.manifest(output)["files_errored"] == 0
+
+
+def _committed(output: str) -> dict[str, str]:
+    """When each part was written."""
+    return {
+        line["part"]: line["committed_at"]
+        for line in pq.read_table(f"{output}/_manifest.parquet").to_pylist()
+    }
 
 
 def test_an_empty_file_is_no_fault(folder, tmp_path):
