@@ -55,7 +55,7 @@ def print_summary(job: Job, manifest: Mapping[str, Any], counters: Mapping[str, 
       counters: what this run counted; none if there was nothing left to do.
     """
     console = Console()
-    totals = summary_table(manifest, counters)
+    totals = summary_table(manifest, counters, job.done)
     title = f"{RESULTS[job.options.task]} in {files.redact(job.options.output)}"
     console.print(Panel(totals, title=Text(title), box=box.ROUNDED, expand=False))
     first = first_scores if job.options.task == "score" else first_completions
@@ -69,8 +69,16 @@ def print_summary(job: Job, manifest: Mapping[str, Any], counters: Mapping[str, 
         console.print(table)
 
 
-def summary_table(manifest: Mapping[str, Any], counters: Mapping[str, int]) -> Table:
-    """The totals of a finished run."""
+def summary_table(
+    manifest: Mapping[str, Any], counters: Mapping[str, int], parts_before: int
+) -> Table:
+    """The totals of a finished run.
+
+    Args:
+      manifest: of the run.
+      counters: what this start counted; none if there was nothing left to do.
+      parts_before: how many parts were there when it began.
+    """
     m = manifest
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -90,7 +98,7 @@ def summary_table(manifest: Mapping[str, Any], counters: Mapping[str, int]) -> T
         table.add_row("errors", Text(_tally(m["errors"]), "red"))
     if m["files_errored"]:
         table.add_row("files", Text(_file_errors(m), "red"))
-    table.add_row("parts", _parts(m, counters))
+    table.add_row("parts", _parts(m["parts"], counters, parts_before))
     if speed := _speed(counters):
         table.add_row("speed", speed)
     if len(m["engines"]) > 1 or len(m["code"]) > 1:
@@ -196,10 +204,15 @@ def _file_errors(manifest: Mapping[str, Any]) -> str:
     return f"{text}: {first['error_code']}: {first['error_message']}{more}"
 
 
-def _parts(manifest: Mapping[str, Any], counters: Mapping[str, int]) -> str:
+def _parts(parts: int, counters: Mapping[str, int], before: int) -> str:
+    if not counters and before < parts:  # a runner elsewhere may count nothing
+        return f"{parts:,}" + (f", {before:,} of them there before" if before else "")
     written = counters.get("parts_committed", 0)
-    before = manifest["parts"] - written
-    return f"{written:,} written" + (f", {before:,} there before" if before else "")
+    told = f"{written:,} written" + (f", {before:,} there before" if before else "")
+    if (others := parts - written - before) > 0:
+        # An attempt that wrote its part and then failed is counted by no runner.
+        told += f"; {others:,} written meanwhile by another run, or another attempt of this one"
+    return told
 
 
 def _speed(counters: Mapping[str, int]) -> str:

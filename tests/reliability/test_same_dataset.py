@@ -1,6 +1,7 @@
 """Wherever it lies, however it is run, and whoever else runs it: one dataset, to the bit."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,46 @@ def test_two_runs_at_once(inputs, expected, tmp_path, capsys):
     assert f"{ROWS:,} in = {ROWS - 1:,} succeeded + 1 errored" in capsys.readouterr().out
 
 
+def _parts_told(out: str) -> dict[str, int]:
+    """What a summary says of parts."""
+    line = next(line for line in out.splitlines() if " written" in line)
+    found = {}
+    for what in ("written", "there before", "written meanwhile by another run"):
+        match = re.search(rf"([\d,]+) {what}\b(?! meanwhile)", line)
+        found[what] = int(match[1]) if match else 0
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_at_once(inputs, expected, environment, tmp_path):
+    """Each part is told of as what it was: this one's, the other's meanwhile, or there before."""
+    output = str(tmp_path / "out")
+    code = "import sys; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *runs.arguments(inputs, output)],
+            env={**environment, "COLUMNS": "200"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = []
+    for process in both:
+        out, errors = process.communicate(timeout=800)
+        assert process.returncode == 3, errors
+        assert f"{ROWS:,} in = {ROWS - 1:,} succeeded + 1 errored" in out
+        told.append(_parts_told(out))
+        before = re.search(r"([\d,]+) of them done", out)
+        assert told[-1]["there before"] == (int(before[1]) if before else 0)
+    assert runs.fingerprint(output) == expected
+    assert runs.manifest(output)["rows_in"] == ROWS
+    assert sum(parts["written"] for parts in told) == len(expected), "each has one writer"
+    assert {sum(parts.values()) for parts in told} == {len(expected)}
+
+
 class _Zombie:
     """A run in a process of its own that is stopped in a phase, and wakes up when it is told to."""
 
@@ -97,7 +138,7 @@ class _Zombie:
         command = ["-m", "tests.reliability.killed", phase, "2", *runs.arguments(inputs, output)]
         self._process = subprocess.Popen(
             [sys.executable, *command],
-            env={**environment, "SIGNAL": "SIGSTOP"},
+            env={**environment, "SIGNAL": "SIGSTOP", "COLUMNS": "200"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -138,6 +179,10 @@ def test_a_zombie_that_goes_on_after_the_manifest(phase, zombie, inputs, expecte
     code, out, errors = late.wake()
     assert code == 3, errors
     assert f"{ROWS:,} in = {ROWS - 1:,} succeeded + 1 errored" in out
+    parts = _parts_told(out)
+    assert parts["there before"] == 0
+    assert (parts["written meanwhile by another run"] > 0) == (phase != "manifest")
+    assert sum(parts.values()) == len(expected)
     assert runs.fingerprint(output) == expected
     assert runs.manifest(output)["rows_in"] == ROWS
     assert set(Folder(output).names()) >= {"_SUCCESS", "_manifest.json"}

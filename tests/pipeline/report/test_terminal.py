@@ -51,7 +51,7 @@ def test_totals(finished):
         "decode_rows_used": 150,
         "load_milliseconds": 1500,
     }
-    text = drawn(summary_table(manifest, counters))
+    text = drawn(summary_table(manifest, counters, 1))
     for told in (
         "4 in = 3 succeeded + 1 errored; 4 out",
         "prompt_missing 1",
@@ -59,9 +59,33 @@ def test_totals(finished):
         "2,500 tokens/s while busy · slots 75% full · loaded in 1.5 s",
     ):
         assert told in text
-    assert "tokens/s" not in drawn(summary_table(manifest, {}))
+    assert "tokens/s" not in drawn(summary_table(manifest, {}, 2))
     two = {**manifest, "engines": [{}, {}]}
-    assert "2 engine set-ups" in drawn(summary_table(two, {}))
+    assert "2 engine set-ups" in drawn(summary_table(two, {}, 2))
+
+
+@pytest.mark.parametrize(
+    ("written", "before", "told"),
+    [
+        (5, 0, "5 written"),
+        (0, 5, "0 written, 5 there before"),
+        (2, 3, "2 written, 3 there before"),
+        (0, 0, "0 written; 5 written meanwhile by another run, or another attempt of this one"),
+        (1, 2, "1 written, 2 there before; 2 written meanwhile by another run"),
+    ],
+)
+def test_parts_of_another_run_at_once_were_not_there_before(finished, written, before, told):
+    _, manifest = finished
+    counters = {"parts_committed": written, "parts_skipped": before}
+    text = drawn(summary_table({**manifest, "parts": 5}, counters, before))
+    assert told in text
+    assert ("meanwhile" in text) == ("meanwhile" in told)
+
+
+def test_parts_of_a_runner_that_counts_nothing(finished):
+    _, manifest = finished
+    text = drawn(summary_table({**manifest, "parts": 5}, {}, 2))
+    assert "5, 2 of them there before" in text
 
 
 def test_a_few_completions_are_shown_and_steer_nothing(finished, capsys):
