@@ -81,6 +81,10 @@ build/flink/.made: deploy/flink/pom.xml
 flink: setup-dev build/flink/.made  ## fetch Flink (Maven, Java 17), and run on a cluster that loses a worker
 	$(BIN)/python -m pytest -m slow tests/reliability/test_distributed.py -k flink
 
+.PHONY: fleet
+fleet: setup-dev  ## simulate what a fleet loses by the size of a chunk; records
+	$(BIN)/python -m bench.fleet $(or $(ARGS),--record)
+
 .PHONY: soak
 soak: setup-dev  ## complete 200,000 mixed rows, half an hour at least, and watch what grows; records
 	$(BIN)/python -m bench.soak $(or $(ARGS),--record)

@@ -1,6 +1,6 @@
 """What a fleet loses to preemption and to its own end, by the size of a chunk: a simulation.
 
-    python -m bench.fleet                     # the table of docs/reliability.md
+    python -m bench.fleet --record            # the tables of docs/reliability.md
     python -m bench.fleet --manifest out/_manifest.parquet --preempted-every 2
 
 A worker holds some chunks at once, in its harness threads. Each thread takes a span, as Beam hands
@@ -19,9 +19,21 @@ import json
 import pathlib
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench import markdown
+from pipeline.plan import CHUNK_TOKENS
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+_DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "reliability.md"
+_FLOORS = _DOCUMENT.with_name("full-size.md")
+
+CHUNKS = (1, 2.5, 5, 10, 20, 60)
+"""Minutes of a chunk that are compared."""
+
+SPANS = (1, 16)
+"""Most chunks that are handed out together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +76,7 @@ class Outcome:
       lost: time spent on chunks that were then lost.
       tail: time that threads had nothing to do in while others worked.
       commit: time spent on parts.
+      down: time in which a worker that was preempted has no successor yet.
       redone: chunks begun more than once.
     """
 
@@ -71,6 +84,7 @@ class Outcome:
     lost: float
     tail: float
     commit: float
+    down: float
     redone: int
 
 
@@ -99,8 +113,8 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
         [_Thread(worker) for _ in range(fleet.threads)] for worker in range(fleet.workers)
     ]
     slow = [chance.random() < fleet.slow_share for _ in range(fleet.workers)]
-    up = [True] * fleet.workers
-    left, lost, committing, redone, now = count, 0.0, 0.0, 0, 0.0
+    down_since: dict[int, float] = {}
+    left, lost, committing, down, redone, now = count, 0.0, 0.0, 0.0, 0, 0.0
     waiting_since: dict[_Thread, float] = {}
     idle = 0.0
 
@@ -137,10 +151,10 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
             committing += fleet.commit
             begin(subject, now)
         elif what == "preempted":
-            up[subject] = False
+            down_since[subject] = now
             for thread in fleet_threads[subject]:
                 thread.epoch += 1
-                waiting_since.pop(thread, None)
+                idle += now - waiting_since.pop(thread, now)
                 if thread.busy:
                     lost += now - thread.begun
                     redone += 1
@@ -151,24 +165,102 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
             for thread in list(waiting_since):
                 begin(thread, now)
         else:
-            up[subject] = True
+            down += now - down_since.pop(subject)
             slow[subject] = chance.random() < fleet.slow_share
             next_preemption(subject, now)
             for thread in fleet_threads[subject]:
                 begin(thread, now)
     idle += sum(now - since for since in waiting_since.values())
+    down += sum(now - since for since in down_since.values())
     total = now * slots
     return Outcome(
         makespan=now,
         lost=lost / total,
         tail=idle / total,
         commit=committing / total,
+        down=down * fleet.threads / total,
         redone=redone,
     )
 
 
+def compare(given: argparse.Namespace) -> dict[str, Any]:
+    """The outcomes of chunks and spans of all sizes, JSON-ready.
+
+    Args:
+      given: the command line.
+    """
+    spread = _spread(given.manifest)
+    rows = []
+    for chunk, span in itertools.product(CHUNKS, SPANS):
+        fleet = Fleet(
+            workers=given.workers,
+            threads=given.threads,
+            work=given.hours * 60,
+            chunk=chunk,
+            span=span,
+            spread=spread,
+            preempted_every=given.preempted_every * 60,
+            load=given.load,
+        )
+        outcomes = [simulate(fleet, seed) for seed in range(given.trials)]
+        medians = {
+            name: statistics.median(getattr(outcome, name) for outcome in outcomes)
+            for name in ("makespan", "lost", "tail", "commit")
+        }
+        overhead = medians["makespan"] / fleet.work - 1
+        rows.append({"chunk": chunk, "span": span, **medians, "overhead": overhead})
+    names = ("workers", "threads", "hours", "preempted_every", "load", "trials")
+    return {
+        **{name: getattr(given, name) for name in names},
+        "slow_share": Fleet.slow_share,
+        "spread": statistics.pstdev(spread),
+        "rows": rows,
+    }
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """The outcomes as a sentence and a table, and what a chunk's tokens are in minutes."""
+    outcomes = markdown.table(
+        ["minutes a chunk", "chunks a span", "lost to preemption", "idle", "parts", "all overhead"],
+        [
+            [
+                f"{row['chunk']:g}",
+                row["span"],
+                *(f"{row[name]:.1%}" for name in ("lost", "tail", "commit", "overhead")),
+            ]
+            for row in found["rows"]
+        ],
+    )
+    return (
+        f"{found['workers']} workers of {found['threads']} chunks at once, {found['hours']:g} h of "
+        f"work, each preempted every {found['preempted_every']:g} h, {found['load']:g} min to "
+        f"load, {found['slow_share']:.0%} of them slow, chunk times ±{found['spread']:.0%} as in "
+        f"a real run; medians of {found['trials']}.\n\n{outcomes}\n\n"
+        f"A chunk of {CHUNK_TOKENS:,} tokens in minutes, where {found['threads']} share a machine "
+        f"that is as fast as its [floors](full-size.md#floors) allow:\n\n"
+        f"{_minutes(found['threads'])}"
+    )
+
+
+def _minutes(threads: int) -> str:
+    header, *rows = markdown.rows(_FLOORS, "floors")
+    told = []
+    for *machine, decode, prefill in rows:
+        floors = [float(floor.replace(",", "")) for floor in (decode, prefill)]
+        # Of as many prompt tokens as completion tokens, one after the other.
+        mixed = 2 / sum(1 / floor for floor in floors)
+        minutes = [threads * CHUNK_TOKENS / rate / 60 for rate in (floors[0], mixed)]
+        told.append([*machine, decode, prefill, *(f"{value:.1f}" for value in minutes)])
+    return markdown.table([*header, "all decoded, min", "half of them, min"], told)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Simulates, prints, and records if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.fleet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     defaults = Fleet()
     parser.add_argument("--workers", type=int, default=defaults.workers)
     parser.add_argument("--threads", type=int, default=defaults.threads)
@@ -177,36 +269,13 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=defaults.load, help="minutes")
     parser.add_argument("--manifest", help="_manifest.parquet of a run, for its chunks' times")
     parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--record", action="store_true", help="keep the figures")
     given = parser.parse_args()
-    spread = _spread(given.manifest)
-    print(
-        f"{given.workers} workers of {given.threads} chunks at once, {given.hours:g} h of work, "
-        f"preempted every {given.preempted_every:g} h, {given.load:g} min to load, chunk times "
-        f"±{statistics.pstdev(spread):.0%}; medians of {given.trials}"
-    )
-    print("| chunk, min | span | lost to preemption | idle at the end | parts | all overhead |")
-    print("|---|---|---|---|---|---|")
-    for chunk in (0.25, 1, 2, 5, 10, 20, 60):
-        for span in (16, 4, 1):
-            fleet = Fleet(
-                workers=given.workers,
-                threads=given.threads,
-                work=given.hours * 60,
-                chunk=chunk,
-                span=span,
-                spread=spread,
-                preempted_every=given.preempted_every * 60,
-                load=given.load,
-            )
-            outcomes = [simulate(fleet, seed) for seed in range(given.trials)]
-            lost, tail, commit, makespan = (
-                statistics.median(getattr(outcome, name) for outcome in outcomes)
-                for name in ("lost", "tail", "commit", "makespan")
-            )
-            print(
-                f"| {chunk:g} | {span} | {lost:.1%} | {tail:.1%} | {commit:.1%} | "
-                f"{makespan / fleet.work - 1:.1%} |"
-            )
+    found = compare(given)
+    print(summary(found))
+    if given.record:
+        (RESULTS / "fleet.json").write_text(json.dumps(found, indent=1) + "\n")
+        markdown.replace(_DOCUMENT, "fleet", summary(found))
 
 
 def _spread(manifest: str | None) -> list[float]:
