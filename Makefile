@@ -124,7 +124,7 @@ aot: $(VENV)-aot/.made  ## make .venv-aot, where grok1 fit compiles for TPUs and
 
 .PHONY: test-aot
 test-aot: aot  ## compile the full model for TPUs and GPUs (half an hour)
-	$(VENV)-aot/bin/python -m pytest -m 'slow or not slow' tests/model/test_fit.py tests/model/test_aot.py
+	$(VENV)-aot/bin/python -m pytest --no-skips -m 'slow or not slow' tests/model/test_fit.py tests/model/test_aot.py
 
 .PHONY: dataflow
 dataflow: setup-dev  ## run on Dataflow: make dataflow ARGS='--machine v5p-4 --project …'

@@ -183,10 +183,14 @@ def find_fit(question: Question) -> Fit:
             break
     if question.slots is None:
         asked = compile_for(dataclasses.replace(question, slots=found or start))
+        # The programs of the other steps stay on the device too.
+        while found and not asked.fits:
+            found = max(min(_slots_that_fit(asked), found - devices), 0)
+            asked = compile_for(dataclasses.replace(question, slots=found or devices))
     return dataclasses.replace(asked, max_slots=found)
 
 
-_LARGE = ("prefill", "decode")
+_LARGE = ("prefill", "score", "decode")
 """Steps whose temporaries count."""
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from model.config import Grok1Config
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
-from model.engine.programs import STEERED, Plan, Step, abstract_cache, steps
+from model.engine.programs import Plan, Step, abstract_cache, steps
 from model.hlo import collectives, float_arrays, layer_collectives
 from model.layout import abstract_params, choose_layout, held_bytes
 from model.machines import MachineProfile, find_machine
@@ -108,20 +108,18 @@ def answer(
     weights: str,
     names: list[str] | None,
 ) -> dict[str, Any]:
-    """Compiles the steps of these names, or the usual ones; sizes are bytes of one device."""
+    """Compiles the steps of these names, or all that serve; sizes are bytes of one device."""
     plan = plan_for(machine, config, options, weights)
     params = abstract_params(plan.config, plan.mesh, plan.numerics, plan.layout)
     made = steps(plan)
     slots = made["decode"].arguments[2:]
-    # Those that take the place of ``decode`` do a part of it each, and need no more than it.
-    usual = [name for name in made if name not in STEERED]
     return {
         "weights_bytes": _bytes(params),
         "cache_bytes": _bytes(abstract_cache(plan)),
         "slots_bytes": _bytes(slots),
         "steps": {
             name: compile_step(made[name], plan.mesh, _expert_shape(params))
-            for name in names or usual
+            for name in names or made
         },
     }
 

@@ -2,12 +2,19 @@ import dataclasses
 import json
 
 import pytest
+from jax.sharding import AbstractMesh
 
+from model import topology
 from model.config import GROK_1
 from model.engine.options import EngineOptions
-from model.fit import Fit, compile_for
+from model.engine.programs import Plan, steps
+from model.engine.shapes import Machine, choose_shapes
+from model.fit import Fit, compile_for, find_fit
+from model.layout import choose_layout
 from model.machines import MACHINES
+from model.numerics import MODES
 from model.room import Question
+from model.sharding import MODEL
 from pipeline.cli import FAILED, SETUP, main
 from schemas.error import SetupError
 
@@ -77,6 +84,45 @@ def test_an_int8_cache_has_a_higher_floor():
     smaller = dataclasses.replace(QUESTION, kv_cache_dtype="int8")
     floor = "decode_floor_tokens_per_second"
     assert fit(question=smaller).to_dict()[floor] > fit().to_dict()[floor]
+
+
+def test_all_that_serves_is_compiled_unless_names_are_given(monkeypatch):
+    options = dataclasses.replace(QUESTION, machine="v6e-8").options()
+    mesh = AbstractMesh((8,), (MODEL,))
+    shapes = choose_shapes(GROK_1, options, Machine(platform="tpu", devices=8, cache_bytes=0))
+    plan = Plan(GROK_1, MODES["bf16"], choose_layout("tpu", MODES["bf16"]), shapes, mesh)
+    monkeypatch.setattr(topology, "plan_for", lambda *asked: plan)
+    monkeypatch.setattr(topology, "compile_step", lambda step, *more: step.name)
+
+    def compiled(names):
+        found = topology.answer(MACHINES["v6e-8"], GROK_1, options, "int8", names)["steps"]
+        return list(found.values())
+
+    assert compiled(None) == list(steps(plan))
+    assert compiled(["draw", "decode"]) == ["draw", "decode"]
+
+
+@pytest.mark.parametrize("hungry", ["score", "draw"])
+def test_the_most_that_fit_do_with_every_step(monkeypatch, hungry):
+    """Be it a step that the search looks at, or one that is compiled only at its end."""
+
+    def compile_for(question, names=None):
+        kept = 40 + question.slots / 16
+        temporaries = dict.fromkeys(names or ("prefill", "score", "decode", "draw"), 0.1)
+        if hungry in temporaries:
+            temporaries[hungry] = 2
+        return fit(
+            question=question,
+            cache_bytes=question.slots * GIB // 16,
+            steps={name: step(more, kept + more) for name, more in temporaries.items()},
+        )
+
+    monkeypatch.setattr("model.fit.compile_for", compile_for)
+    found = find_fit(dataclasses.replace(QUESTION, slots=None))
+    assert found.fits
+    assert found.max_slots == found.question.slots
+    more = dataclasses.replace(QUESTION, slots=found.max_slots + QUESTION.profile.devices)
+    assert not compile_for(more).fits
 
 
 def test_a_step_that_breaks_is_no_refusal(monkeypatch):
