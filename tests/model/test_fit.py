@@ -156,3 +156,15 @@ def test_the_command_shows_and_judges(monkeypatch, capsys):
 def test_a_cache_dtype_that_is_none_is_refused():
     with pytest.raises(SetupError, match="--kv-cache-dtype must be one of auto, int8"):
         EngineOptions(kv_cache_dtype="fp8")
+
+
+@pytest.mark.parametrize("flag", ["--slots", "--context"])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [("0", "must be at least 1, got 0"), ("few", "must be a whole number, got 'few'")],
+)
+def test_a_count_below_one_is_refused_in_words(capsys, flag, value, why):
+    with pytest.raises(SystemExit) as refused:
+        main(["fit", "--machine", "h100x8", flag, value])
+    assert refused.value.code == SETUP
+    assert f"argument {flag}: {why}" in capsys.readouterr().err
