@@ -122,7 +122,8 @@ def _schemes(checkpoint: Checkpoint, truth: Truth) -> str:
             model = Logits(checkpoint.config, reader, "bf16", options)
             found = np.concatenate([model(s) for s in truth.sequences])
             error = np.sqrt(reader.lost / reader.whole)
-            rows.append([name, size, f"{4 + bits / size:.2f}", f"{error:.2%}", *truth.row(found)])
+            taken = f"{4 + bits * reader.scales:.2f}"
+            rows.append([name, f"≤ {size}", taken, f"{error:.2%}", *truth.row(found)])
     header = ["4-bit experts", "rows a scale", "bits a weight", "weight error"]
     return markdown.table([*header, "logit error", "same top token", "perplexity"], rows)
 
@@ -143,7 +144,13 @@ class _Requantized:
         self._checkpoint, self._scheme, self._size = checkpoint, scheme, size
         self._declared = declare(checkpoint.config)
         self.lost = self.whole = 0.0
+        self._groups = self._weights = 0
         self._lock = threading.Lock()
+
+    @property
+    def scales(self) -> float:
+        """Of a weight, on average: not each matrix has groups of the size asked for."""
+        return self._groups / self._weights
 
     def __call__(self, tensor: Tensor, count: int) -> Iterator[HostTensor]:
         source = Tensor(self._declared[tensor.param.name], tensor.layer)
@@ -166,6 +173,8 @@ class _Requantized:
         with self._lock:  # several tensors are read at once
             self.lost += np.square(made - grouped).sum()
             self.whole += np.square(grouped).sum()
+            self._groups += len(grouped) * out
+            self._weights += grouped.size
         return made.reshape(*lead, rows, out)
 
 

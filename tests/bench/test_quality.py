@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from bench.int4_schemes import SCHEMES
-from bench.quality import Truth
+from bench.quality import Truth, _Requantized
 from model.checkpoint.source import open_checkpoint
+from model.params import Tensor, declare
 from tests.model.engine.conftest import truth
 
 
@@ -44,3 +45,13 @@ def test_truth_agrees_with_itself(tiny):
     assert float(perplexity) == pytest.approx(np.exp(-mean), rel=1e-3)
     worse = exact.logits + np.random.default_rng(0).normal(size=exact.logits.shape) * exact.spread
     assert float(exact.row(worse)[0].rstrip("%")) == pytest.approx(100, abs=1)
+
+
+def test_bits_a_weight_are_of_the_groups_that_each_matrix_has(tiny):
+    """22 rows share a scale of ``down``; of the 32 of ``gate`` and ``up`` only 16 can."""
+    checkpoint = open_checkpoint(tiny)
+    reader = _Requantized(checkpoint, SCHEMES["round to nearest"][0], 22)
+    for param in declare(checkpoint.config).values():
+        if "experts" in param.axes:
+            list(reader(Tensor(param, 0), 1))
+    assert reader.scales == pytest.approx((2 / 16 + 1 / 22) / 3)
