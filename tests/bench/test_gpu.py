@@ -1,6 +1,7 @@
 import json
 import subprocess
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -92,6 +93,15 @@ def test_what_cannot_fit_is_never_tried(on_h100, monkeypatch, capsys, tmp_path):
     assert (skipped["what"], skipped["batch"], skipped["context"]) == ("decode", 512, 4096)
 
 
+@pytest.fixture
+def quick_to_compile():
+    """How fast a step runs is of no matter."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_to_compile")
 def test_a_decode_step_is_the_engines_and_one_refused_costs_one_case(monkeypatch):
     """Each step draws a token for each row and drafts none; weights are of no matter to that."""
     calls, decode = [], Runner.decode
