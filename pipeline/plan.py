@@ -23,10 +23,10 @@ CHUNK_ROWS = 2048
 """Most rows of a chunk, unless the user sets another number."""
 
 CHUNK_TOKENS = 1 << 19
-"""Prompt and completion tokens of a chunk at most: 3 to 5 minutes of eight H100s that decode as fast
-as bandwidth allows, 8 chunks at once. A preempted worker loses half a chunk in each thread, and the
-last chunks keep a fleet waiting: beyond 5 minutes that doubles with the chunk. ``bench/fleet``
-simulates it, ``docs/reliability.md`` has the tables, for other machines as well."""
+"""Prompt and completion tokens of a chunk at most: 3 to 5 minutes of eight H100s that decode as
+fast as bandwidth allows, 8 chunks at once. A preempted worker loses half a chunk in each thread,
+and the last chunks keep a fleet waiting: beyond 5 minutes that doubles with the chunk.
+``bench/fleet`` simulates it, ``docs/reliability.md`` has the tables, for other machines as well."""
 
 CHUNK_BYTES = 64 << 20
 """And bytes of its input rows, which are held in memory together."""
