@@ -11,6 +11,7 @@ from pipeline.cli import INTERRUPTED, OK, Failed
 from pipeline.commands import run
 from pipeline.dataflow import checks
 from pipeline.dataflow import options as dataflow
+from pipeline.dataflow.record import Submitted
 from pipeline.estimate.cost import read_rates
 from pipeline.options import JobOptions
 from pipeline.prepare import Job, check_job, prepare_job
@@ -88,20 +89,28 @@ def _on_dataflow(
         job, _, chunks = check_job(options)
         explain(job, chunks, submission, read_rates(remote.rates))
         return OK
-    job = prepare_job(options)
-    print(terminal.set_up_line(job))
-    if run.is_done(job):
-        return run.finish(job, {}, report)
-    _advise_spread(job, submission.workers)
+    if submission.dry_run:
+        job, _, chunks = check_job(options)
+    else:
+        job = prepare_job(options)
+        print(terminal.set_up_line(job))
+        if run.is_done(job):
+            return run.finish(job, {}, report)
+        chunks = _missing(job)
+    _advise_spread(chunks, submission.workers)
     from pipeline.dataflow.submit import submit
 
+    sent: list[Submitted] = []
+
+    def taken(by_dataflow: Submitted) -> None:
+        sent.append(by_dataflow)
+        print(f"Dataflow job {by_dataflow.job_id}: {by_dataflow.url}", flush=True)
+
     with _told(debug):
-        taken = submit(job, submission)
-    if taken is None:
+        wait = submit(job, submission, taken)
+    if wait is None:
         print("nothing was submitted: the arguments make a template, or try the submission only")
         return OK
-    sent, wait = taken
-    print(f"Dataflow job {sent.job_id}: {sent.url}", flush=True)
     goes_on = f"see grok1 status {files.redact(options.output)}"
     if remote.detach:
         print(f"it goes on without this command; {goes_on}")
@@ -111,19 +120,22 @@ def _on_dataflow(
             counters = wait()
     except KeyboardInterrupt:
         print(
-            f"\ngrok1: interrupted, but Dataflow job {sent.job_id} goes on without this command; "
-            f"{goes_on}, or cancel it: {sent.cancel}",
+            f"\ngrok1: interrupted, but Dataflow job {sent[0].job_id} goes on without this "
+            f"command; {goes_on}, or cancel it: {sent[0].cancel}",
             file=sys.stderr,
         )
         return INTERRUPTED
     return run.finish(job, counters, report)
 
 
-def _advise_spread(job: Job, workers: int) -> None:
+def _missing(job: Job) -> list[plan.Chunk]:
     present = job.folder.names()
-    missing = [c for c in plan.read_chunks(job.folder) if c.part_name not in present]
-    pieces = sum(1 for _ in spans(missing))
-    rows = sum(chunk.rows for chunk in missing)
+    return [chunk for chunk in plan.read_chunks(job.folder) if chunk.part_name not in present]
+
+
+def _advise_spread(chunks: Sequence[plan.Chunk], workers: int) -> None:
+    pieces = sum(1 for _ in spans(chunks))
+    rows = sum(chunk.rows for chunk in chunks)
     if advice := checks.spread_advice(pieces, workers, rows):
         print(f"grok1: {advice}", file=sys.stderr)
 

@@ -15,9 +15,7 @@ from schemas.error import SetupError
 
 _RESERVATION = "automatically_use_created_reservation"
 
-_ACCELERATOR = re.compile(r"worker_accelerator=(?P<asked>\S+)")
-
-_MANY_PROCESSES = "use_multiple_sdk_containers"
+_GCS_FOLDER = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?")
 
 
 def check_client(from_checkout: bool) -> None:
@@ -109,6 +107,17 @@ def check_remote(options: JobOptions) -> None:
                 f"{flag} {files.redact(url)} is on this machine, where Dataflow's workers cannot "
                 "reach it; copy it to a bucket and give its gs:// URL"
             )
+    cache = options.engine.compile_cache
+    if cache not in (None, "none") and files.local_path(cache) is not None:
+        raise SetupError(
+            f"--compile-cache {cache} would be a folder of each worker's own, lost with it; give "
+            "one in a bucket: --compile-cache gs://BUCKET/compiled, or leave it out"
+        )
+
+
+def is_gcs_folder(url: str) -> bool:
+    """Whether a URL has the form of a bucket on Google Cloud Storage, or a folder in one."""
+    return _GCS_FOLDER.fullmatch(url) is not None
 
 
 def check_bucket(bucket: str, region: str, ask: bool) -> None:
@@ -122,7 +131,7 @@ def check_bucket(bucket: str, region: str, ask: bool) -> None:
     Raises:
       SetupError: it is none, or does not exist.
     """
-    if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?", bucket):
+    if not is_gcs_folder(bucket):
         raise SetupError(f"--bucket {bucket} is no gs://BUCKET/FOLDER")
     name = bucket.removeprefix("gs://").partition("/")[0]
     if ask and not files.exists(f"gs://{name}"):
@@ -155,37 +164,6 @@ def check_image(image: str | None, machine: str, identified: bool) -> None:
                 f"there is no image {image}, for which every worker would wait; build and push it: "
                 f"make image MACHINE={machine} IMAGE={image}"
             )
-
-
-def check_contradictions(profile: Profile, given: Namespace) -> None:
-    """Refuses options of the user's own that the machine's profile cannot live with.
-
-    Raises:
-      SetupError: one contradicts the profile, or another.
-    """
-    name = profile.machine.name
-    if _MANY_PROCESSES in given.experiments:
-        raise SetupError(
-            f"--experiments={_MANY_PROCESSES} starts a process a core, but only one process can "
-            "own a host's accelerators; leave it out"
-        )
-    for asked in accelerators(given):
-        if _kind(asked) != _kind(profile.accelerator):
-            raise SetupError(
-                f"--machine {name} has worker_accelerator={profile.accelerator}, and {asked} is "
-                "asked for; leave that out, or name the machine that it belongs to"
-            )
-    if given.num_workers and given.max_num_workers and given.num_workers > given.max_num_workers:
-        raise SetupError(
-            f"--num_workers={given.num_workers} exceeds --max_num_workers="
-            f"{given.max_num_workers}; raise the latter"
-        )
-
-
-def accelerators(given: Namespace) -> list[str]:
-    """What the user himself asks for as accelerator."""
-    told = [*given.dataflow_service_options, *given.experiments]
-    return [found["asked"] for option in told if (found := _ACCELERATOR.match(option))]
 
 
 def region_advice(profile: Profile, region: str) -> str | None:
@@ -239,9 +217,3 @@ def spread_advice(spans: int, workers: int, rows: int) -> str | None:
         f"the work comes in {spans} pieces, so that {workers - spans} of {workers} workers would "
         f"have none; give --max_num_workers={spans}{more}"
     )
-
-
-def _kind(accelerator: str) -> set[str]:
-    """Type and number or shape: a driver's version may differ."""
-    parts = accelerator.split(";")
-    return {part for part in parts if part.partition(":")[0] in ("type", "count", "topology")}

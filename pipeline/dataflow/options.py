@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from model.checkpoint.source import open_checkpoint
 from model.room import Question
 from pipeline.dataflow import checks
+from pipeline.dataflow.contradictions import accelerators, check_contradictions
 from pipeline.dataflow.profiles import Profile, find_profile
 from pipeline.options import JobOptions
 from schemas.error import SetupError
@@ -34,7 +35,7 @@ class Submission:
       slots: sequences of the longest kind that a host holds at once.
       endpoint: of the service, where it is not Google's own.
       no_auth: whether to do without credentials.
-      sends: whether a job comes of it; else a template does, or nothing.
+      dry_run: whether nothing at all comes of it.
       advice: sentences about what is allowed, but better otherwise.
     """
 
@@ -50,7 +51,7 @@ class Submission:
     slots: int
     endpoint: str | None
     no_auth: bool
-    sends: bool
+    dry_run: bool
     advice: tuple[str, ...]
 
 
@@ -105,7 +106,13 @@ def prepare(
     bucket = (bucket or given.temp_location).rstrip("/")
     checks.check_remote(options)
     checks.check_bucket(bucket, given.region, check_bucket)
-    checks.check_contradictions(profile, given)
+    check_contradictions(profile, given)
+    workers = given.max_num_workers or given.num_workers or 1
+    completed = complete(profile, arguments, bucket, workers)
+    # Beam takes seconds to import: what can be told before that was.
+    from pipeline.dataflow.validate import validate
+
+    validate(completed)
     sends = not given.dry_run and not given.template_location
     if given.sdk_container_image or sends:
         checks.check_image(given.sdk_container_image, machine, not given.no_auth)
@@ -119,14 +126,13 @@ def prepare(
         context=options.engine.context_of(checkpoint.config),
         slots=options.engine.slots,
     )
-    workers = given.max_num_workers or given.num_workers or 1
     advice = (
         checks.region_advice(profile, given.region),
         checks.reservation_advice(profile, given, workers),
     )
     return Submission(
         profile=profile,
-        arguments=complete(profile, arguments, bucket, workers),
+        arguments=completed,
         project=given.project,
         region=given.region,
         bucket=bucket,
@@ -137,7 +143,7 @@ def prepare(
         slots=checks.check_fits(profile, question),
         endpoint=given.dataflow_endpoint,
         no_auth=given.no_auth,
-        sends=sends,
+        dry_run=bool(given.dry_run),
         advice=tuple(filter(None, advice)),
     )
 
@@ -162,7 +168,7 @@ def complete(profile: Profile, arguments: Sequence[str], bucket: str, workers: i
         for name, value in defaults.items()
         if value is not None and getattr(given, name) is None
     ]
-    if not checks.accelerators(given):
+    if not accelerators(given):
         added.append(f"--dataflow_service_options=worker_accelerator={profile.accelerator}")
     if _ONE_PROCESS not in given.experiments:
         added.append(f"--experiments={_ONE_PROCESS}")
@@ -189,7 +195,10 @@ def make_parser() -> argparse.ArgumentParser:
         add(f"--{name}")
     for name in ("setup_file", "sdk_location", "dataflow_endpoint", "template_location"):
         add(f"--{name}")
-    add("--sdk_container_image")
+    for name in ("sdk_container_image", "sdk_worker_parallelism"):
+        add(f"--{name}")
+    for name in ("zone", "worker_zone", "worker_region"):
+        add(f"--{name}")
     add("--worker_machine_type", "--machine_type", dest="machine_type")
     add("--no_auth", action="store_true")
     add("--dry_run", nargs="?", const="True")

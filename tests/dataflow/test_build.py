@@ -13,6 +13,7 @@ from pipeline.cli import OK, main
 from pipeline.dataflow.profiles import PROFILES
 from pipeline.dataflow.stages import fused_stages
 from pipeline.handler import Grok1ModelHandler
+from pipeline.storage import Folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,6 +148,7 @@ def handler_of(step) -> type:
     return type(function._model_handler)
 
 
-def test_a_dry_run_validates_and_sends_nothing(world, capsys):
+def test_a_dry_run_validates_and_leaves_nothing_behind(world, capsys):
     assert main(world.command("dry", no_auth=True, dry_run="True")) == OK
     assert "nothing was submitted" in capsys.readouterr().out
+    assert not Folder(f"{world.bucket}/dry").names()

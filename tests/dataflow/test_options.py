@@ -13,6 +13,7 @@ from pipeline.dataflow import checks
 from pipeline.dataflow.checks import check_fits
 from pipeline.dataflow.options import complete, make_parser, parse
 from pipeline.dataflow.profiles import IMAGE_PYTHON, PROFILES
+from pipeline.storage import Folder
 from schemas.error import SetupError
 from tests.jobs import write
 
@@ -75,6 +76,28 @@ CONTRADICTIONS = [
         "count:8;install-nvidia-driver:5xx, and type:nvidia-l4;count:1 is asked",
     ),
     (["--num_workers=5", "--max_num_workers=2"], "exceeds --max_num_workers=2"),
+    (
+        ["--machine_type=n1-standard-4"],
+        "h100x8 has hosts of type a3-highgpu-8g, and --machine_type=n1-standard-4 is asked for",
+    ),
+    (["--sdk_worker_parallelism=4"], "--sdk_worker_parallelism=4 starts more or fewer"),
+    (["--temp_location=/tmp/x"], "--temp_location=/tmp/x is no gs://BUCKET/FOLDER"),
+    (["--staging_location=/tmp/x"], "--staging_location=/tmp/x is no gs://BUCKET/FOLDER"),
+    (
+        ["--worker_zone=europe-west4-a"],
+        "--worker_zone=europe-west4-a is not in --region=us-central1; leave it out, or give the "
+        "region that it belongs to: --region=europe-west4",
+    ),
+    (["--zone=here"], "--zone=here is not in --region=us-central1"),
+    (["--worker_region=europe-west4"], "--worker_region=europe-west4 is not in --region"),
+    (["--compile-cache=./compiled"], "--compile-cache gs://BUCKET/compiled, or leave it out"),
+]
+AGREEING = [
+    "--machine_type=a3-highgpu-8g",
+    "--sdk_worker_parallelism=1",
+    "--staging_location=gs://another-bucket/folder",
+    "--worker_zone=us-central1-a",
+    "--compile-cache=none",
 ]
 
 
@@ -82,6 +105,29 @@ CONTRADICTIONS = [
 def test_what_contradicts_the_machine_is_refused(world, capsys, given, says):
     assert main([*world.command(), *given]) == SETUP
     assert says in capsys.readouterr().err
+
+
+REFUSED_BY_BEAM = [
+    ({"project": "Bad Project!"}, "Invalid Project ID (Bad Project!)"),
+    ({"job_name": "Bad_Name!"}, "Invalid job_name (Bad_Name!)"),
+    ({"max_num_workers": "0"}, "Invalid value (0) for option: max_num_workers"),
+]
+
+
+def test_what_agrees_with_the_machine_is_taken(world):
+    assert main([*world.command(explain=True), *AGREEING]) == OK
+
+
+@pytest.mark.parametrize("endpoint", [None, "http://localhost:9"])
+@pytest.mark.parametrize(("changes", "says"), REFUSED_BY_BEAM)
+def test_what_beam_refuses_is_refused_before_anything_is_claimed(
+    world, capsys, changes, says, endpoint
+):
+    command = world.command("claimed", **changes, dataflow_endpoint=endpoint)
+    for more in ([], ["--explain"]):
+        assert main([*command, *more]) == SETUP
+        assert says in capsys.readouterr().err
+    assert not Folder(f"{world.bucket}/claimed").names()
 
 
 WRONG = {

@@ -14,7 +14,7 @@ from apache_beam.internal.gcp import auth
 
 from pipeline.cli import FAILED, INTERRUPTED, OK, SETUP, main
 from pipeline.completions import read_completions
-from pipeline.dataflow import record
+from pipeline.dataflow import record, submit
 from pipeline.storage import Folder
 from tests.dataflow import service
 from tests.jobs import write
@@ -97,6 +97,47 @@ def test_a_service_that_does_not_answer_is_no_obstacle(world, tmp_path, capsys):
         record.record(output, gone)
     assert main(["status", f"{world.bucket}/silent"]) == FAILED
     assert "job j-1: state not known: Dataflow cannot be reached" in capsys.readouterr().out
+
+
+def test_a_job_that_cannot_be_noted_is_told_all_the_same(world, idle, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError("the bucket went away")
+
+    monkeypatch.setattr(submit, "record", fail)
+    dataflow, endpoint = idle
+    command = world.command("unnoted", no_auth=True, dataflow_endpoint=endpoint, detach=True)
+    assert main(command) == OK
+    assert len(dataflow.jobs) == 1
+    captured = capsys.readouterr()
+    assert "Dataflow job 2026-01-01_00_00_00-1: https://console.cloud.google" in captured.out
+    assert "could not be noted in its output (the bucket went away)" in captured.err
+    assert "cancel it: gcloud dataflow jobs cancel 2026-01-01_00_00_00-1" in captured.err
+    assert "starting again" not in captured.err
+
+
+def test_a_job_that_is_done_is_done_without_its_metrics(world, idle, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("503 the metrics are away")
+
+    monkeypatch.setattr(submit, "counters_of", fail)
+    dataflow, endpoint = idle
+    local = world.command("unmeasured", runner=None, machine=None, bucket=None, project=None)
+    local = [a for a in local if not a.startswith(("--region", "--sdk_container_image"))]
+
+    def work() -> None:
+        # As the workers would, a run on this machine fills the output, which it has to be let to.
+        output = Folder(f"{world.bucket}/unmeasured")
+        while record.submitted(output) is None:
+            time.sleep(0.1)
+        output.remove([record.SUBMISSION])
+        script = "import sys; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+        subprocess.run([sys.executable, "-c", script, *local, "--no-report"], check=False)
+        dataflow.state = "JOB_STATE_DONE"
+
+    monkeypatch.setattr(dataflow, "_work", work)
+    command = world.command("unmeasured", no_auth=True, dataflow_endpoint=endpoint)
+    assert main([*command, "--no-report"]) == OK
+    assert "no metrics of the job: 503 the metrics are away" in capsys.readouterr().err
 
 
 def test_an_interrupt_says_that_the_job_goes_on(world, idle, capsys, request):
