@@ -34,12 +34,13 @@ def run(given: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     from model.checkpoint import files
     from pipeline import retry
     from pipeline.claim import read_job
-    from pipeline.commands.run import finish, running_here
+    from pipeline.commands.run import end_when_told, finish, running_here
     from pipeline.finalize import survey
     from pipeline.options_record import from_record
     from pipeline.storage import Folder
     from schemas.error import ErrorCode, SetupError
 
+    end_when_told()
     shown = files.redact(given.output)
     for code in given.codes:
         if code not in list(ErrorCode):

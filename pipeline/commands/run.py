@@ -39,8 +39,9 @@ def run_job(
       SetupError: the job cannot be done as it stands.
       Failed: it ended before all rows were done.
     """
+    end_when_told()
     job = prepare_job(options)
-    print(terminal.set_up_line(job))
+    print(terminal.set_up_line(job), flush=True)
     counters: dict[str, int] = {}
     if not is_done(job):
         counters = _run(job, beam_arguments, debug)
@@ -109,6 +110,13 @@ def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]
         return run(job, beam_options)
 
 
+def end_when_told() -> None:
+    """From now on SIGTERM ends the command in one sentence, within ``preemption.GRACE_SECONDS``."""
+    preemption.install(
+        "grok1: told to end; what is committed is kept, start the same command again to go on"
+    )
+
+
 @contextlib.contextmanager
 def running_here(
     job: Job, beam_arguments: Sequence[str], debug: bool
@@ -127,9 +135,7 @@ def running_here(
     from pipeline import beam_options
     from pipeline.progress import Progress
 
-    preemption.install(
-        "grok1: told to end; what is committed is kept, start the same command again to go on"
-    )
+    end_when_told()
     if not debug:
         beam_options.print_no_tracebacks()
     arguments = beam_options.complete(beam_arguments)

@@ -27,12 +27,17 @@ PHASES = {
     "manifest": ("pipeline.job", "finalize", 0, 0.05),
 }
 
+MORE_PHASES = {
+    # Before there is anything to kill: the plan is being told, no runner has the job yet.
+    "planned": ("pipeline.report.terminal", "set_up_line", 0, 0.0),
+}
+
 
 def arm(phase: str, seed: int, sign: int = signal.SIGKILL) -> None:
     """Makes this process send itself a signal in a phase."""
     # A shell has those that it starts in the background ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    module_name, path, most, longest = PHASES[phase]
+    module_name, path, most, longest = {**PHASES, **MORE_PHASES}[phase]
     chance = random.Random(f"{phase}{seed}")
     passes, delay = chance.randint(0, most), chance.uniform(0, longest)
     holder: Any = importlib.import_module(module_name)

@@ -5,9 +5,11 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from pipeline import preemption
 from pipeline.storage import Folder
 from tests.reliability import runs
 from tests.reliability.killed import PHASES
@@ -75,21 +77,34 @@ def test_killed_and_started_again(phase, seed, inputs, undisturbed, environment,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sign", "sentence"),
+    ("sign", "phase", "sentence"),
     [
-        (signal.SIGTERM, "told to end"),
-        (signal.SIGINT, "interrupted; start the same"),
+        (signal.SIGTERM, "decode", "told to end"),
+        (signal.SIGTERM, "planned", "told to end"),
+        (signal.SIGINT, "decode", "interrupted; start the same"),
     ],
 )
-def test_told_to_end(inputs, undisturbed, environment, tmp_path, sign, sentence):
-    """In the midst of decoding: gone soon, with one sentence, and nobody is a suspect."""
+def test_told_to_end(inputs, undisturbed, environment, tmp_path, sign, phase, sentence):
+    """Wherever it is: gone in time, with one sentence, and nobody is a suspect."""
     output = str(tmp_path / "out")
-    how = ["-m", "tests.reliability.killed", "decode", "1"]
-    ended = _run(how, inputs, output, {**environment, "SIGNAL": sign.name})
-    assert ended.returncode == 128 + sign, ended.stderr
-    assert "killed" in ended.stdout
-    assert ended.stderr.count(sentence) == 1
-    assert "Traceback" not in ended.stderr
+    how = ["-m", "tests.reliability.killed", phase, "1", *runs.arguments(inputs, output)]
+    process = subprocess.Popen(
+        [sys.executable, *how],
+        env={**environment, "SIGNAL": sign.name},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    assert any("killed" in line for line in process.stdout), process.communicate()
+    told = time.monotonic()
+    _, errors = process.communicate(timeout=800)
+    seconds = time.monotonic() - told
+    assert process.returncode == 128 + sign, errors
+    assert seconds < preemption.GRACE_SECONDS
+    assert errors.count(sentence) == 1
+    assert "Traceback" not in errors
     assert Folder(output).names().get("_SUCCESS") is None
     assert Folder(f"{output}/_strikes").names() == {}
     assert runs.generate(inputs, output) == 3
@@ -104,13 +119,16 @@ def test_a_store_that_hangs_does_not_keep_a_process_that_is_told_to_end(environm
         "preemption.GRACE_SECONDS = 1.0\n"
         "strikes.pardon_all = lambda ending: threading.Event().wait()\n"
         "preemption.install('ending')\n"
+        "print(time.time(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(600)\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, timeout=120
     )
+    seconds = time.time() - float(ended.stdout)
     assert ended.returncode == 128 + signal.SIGTERM
+    assert 1.0 <= seconds < 5.0, "the grace, and what a busy machine adds"
     assert ended.stderr == b"ending\n"
 
 
