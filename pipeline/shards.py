@@ -16,6 +16,8 @@ from schemas.error import ErrorCode, RowError, SetupError
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "created")
 
 _HTTP = ("http://", "https://")
+_REFUSALS, _ABSENT = (401, 403), (404, 410)
+"""What a web server answers where it does not let one in, and where there is nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Listed:
       path: what its rows' ids derive from: ``name``, or its path below ``--input-root``.
       size: in bytes.
       version: ETag, generation or time of change; only tells whether the file changed.
+      refused: why its store says nothing of it, though somebody named it; empty if it does.
     """
 
     base: str
@@ -35,6 +38,7 @@ class Listed:
     path: str
     size: int
     version: str
+    refused: str = ""
 
     @property
     def url(self) -> str:
@@ -106,6 +110,9 @@ def read_footers(listed: Iterable[Listed]) -> list[Shard]:
     """The footers of all files, read in parallel; a file without a readable one has a fault."""
 
     def read(file: Listed) -> Shard:
+        if file.refused:
+            message = f"{files.redact(file.url)} may not be read: {file.refused}"
+            return Shard(file=file, fault=RowError(ErrorCode.INPUT_UNREADABLE, message))
         try:
             end, metadata = read_footer(file.url, file.size)
         except SetupError as error:
@@ -168,17 +175,35 @@ def _find(pattern: str, root: str | None, output: str | None) -> list[Listed]:
                 path=name if root is None else _below(root, key),
                 size=fs.size(key) if info["size"] is None else info["size"],
                 version=version_of(info),
+                refused=info.get("refused", ""),
             )
         )
     return found
 
 
 def _info(fs: Any, path: str) -> dict[str, Any] | None:
-    """What stands there, or None; a store that is out of reach has not said that nothing does."""
+    """What stands there, or None; a store that is out of reach has not said that nothing does.
+
+    Nor has one that refuses to tell: what it refuses is a file with a fault, and others beside it
+    may be good.
+    """
     try:
         return fs.info(path)
-    except FileNotFoundError:
-        return None
+    except PermissionError as error:
+        return _refused(error.strerror or str(error) or "permission denied")
+    except FileNotFoundError as error:
+        # The web's client reports whatever a server answers so.
+        status = getattr(error.__cause__, "status", None)
+        if status in _REFUSALS:
+            return _refused(f"its server answers {status}")
+        if status is None or status in _ABSENT:
+            return None
+        raise (error.__cause__ or error) from None
+
+
+def _refused(why: str) -> dict[str, Any]:
+    reason = files.redact(" ".join(why.split())[:200])
+    return {"type": "file", "size": 0, "refused": reason}
 
 
 def _prefix(folder: str) -> str:
