@@ -8,14 +8,19 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 
 # Dataflow mounts a folder for what is staged, and root's own devices.
+hand_over() {
+    mkdir -p "$1"
+    [ "$1" = /tmp ] || chown worker "$1"
+}
+before=
 for argument in "$@"; do
-    case $argument in
-    --semi_persist_dir=?*)
-        folder=${argument#*=}
-        mkdir -p "$folder"
-        [ "$folder" = /tmp ] || chown worker "$folder"
-        ;;
+    case $before in
+    --semi_persist_dir | -semi_persist_dir) hand_over "$argument" ;;
     esac
+    case $argument in
+    --semi_persist_dir=?* | -semi_persist_dir=?*) hand_over "${argument#*=}" ;;
+    esac
+    before=$argument
 done
 for device in /dev/accel[0-9]* /dev/vfio/*; do
     [ ! -c "$device" ] || chown worker "$device"

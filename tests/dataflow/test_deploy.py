@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -109,6 +110,47 @@ def test_everything_that_is_copied_is_there_and_reaches_the_engine():
                 assert (ROOT / path).exists(), path
                 assert path.split("/")[0] in sent, path
     assert os.access(ROOT / "deploy" / "entrypoint.sh", os.X_OK)
+
+
+BOOT = """#!/bin/sh
+echo "uid $(id -u), group $(id -g), groups $(id -G)"
+for argument in "$@"; do echo "got $argument"; done
+touch "$FOLDER/staged" && echo wrote
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, setpriv")
+@pytest.mark.parametrize("form", [["--semi_persist_dir=@"], ["--semi_persist_dir", "@"]])
+def test_the_worker_starts_without_root_s_rights_in_a_folder_of_its_own(form):
+    # Not pytest's own folder, which nobody else may enter.
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        boot, script = (pathlib.Path(place, name) for name in ("boot", "entrypoint.sh"))
+        boot.write_text(BOOT)
+        text = (ROOT / "deploy" / "entrypoint.sh").read_text()
+        # The image's user is not on this machine; another that has no rights is.
+        text = text.replace("chown worker", "chown 65534").replace(
+            "--init-groups", "--clear-groups"
+        )
+        text = text.replace("=worker", "=65534").replace("/opt/apache/beam/boot", str(boot))
+        script.write_text(text)
+        for path in (boot, script):
+            path.chmod(0o755)
+        folder = pathlib.Path(place, "semi persistent")
+        arguments = ["--id=1", *(part.replace("@", str(folder)) for part in form)]
+        ran = subprocess.run(
+            [script, *arguments],
+            env={**os.environ, "FOLDER": str(folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        who, *got, wrote = ran.stdout.splitlines()
+        assert who == "uid 65534, group 65534, groups 65534"
+        assert got == [f"got {argument}" for argument in arguments]
+        assert wrote == "wrote"
+        assert (folder / "staged").stat().st_uid == 65534
 
 
 def test_the_linter_finds_nothing():

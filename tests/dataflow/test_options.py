@@ -209,6 +209,14 @@ def test_what_fits_is_what_the_arithmetic_of_fit_says():
     assert fits("h100x8", context=8192, numerics="float32") <= 144 / 2
 
 
+def test_slots_that_do_not_fit_are_refused_with_the_figures(world, capsys):
+    assert main(world.command("unclaimed", slots=100_000_000)) == SETUP
+    told = capsys.readouterr().err
+    assert "--machine h100x8: the model does not fit: of 75.14 GiB a device" in told
+    assert "100000000 sequences of 256 tokens" in told
+    assert "fewer or shorter sequences: --slots " in told
+
+
 def test_every_profile_is_a_known_machine():
     assert {profile.machine.name for profile in PROFILES.values()} == set(PROFILES)
     assert all(MACHINES[name] is profile.machine for name, profile in PROFILES.items())

@@ -4,11 +4,12 @@ import threading
 from concurrent.futures import Future
 
 import pytest
+from apache_beam.metrics import MetricsFilter
 
 from model.engine.options import EngineOptions, EngineStats
 from pipeline import registry
 from pipeline.handler import Grok1ModelHandler
-from pipeline.job import model_handler
+from pipeline.job import model_handler, wire
 from tests.jobs import ENGINE, answers, prompts_of
 
 
@@ -94,6 +95,15 @@ def test_an_engine_is_loaded_for_the_first_row_and_no_sooner(made, prepare):
     assert made == []
     assert list(result.errors) == [0, 1]
     assert result.engine == {}
+
+
+def test_a_run_s_metrics_have_the_memory_of_the_devices(made, prepare, monkeypatch):
+    monkeypatch.setattr(Engine, "device_memory", lambda self: 3 << 30)
+    result = wire(prepare({"prompt": ["a", "b"]})).run()
+    result.wait_until_finish()
+    named = MetricsFilter().with_name("device_memory_mib")
+    (found,) = result.metrics().query(named)["distributions"]
+    assert found.committed.max == 3 << 10
 
 
 def another_prompt(output):
