@@ -97,7 +97,7 @@ def _on_dataflow(
         if run.is_done(job):
             return run.finish(job, {}, report)
         chunks = _missing(job)
-    _advise_spread(chunks, submission.workers)
+    _advise_spread(chunks, submission)
     from pipeline.dataflow.submit import submit
 
     sent: list[Submitted] = []
@@ -133,10 +133,11 @@ def _missing(job: Job) -> list[plan.Chunk]:
     return [chunk for chunk in plan.read_chunks(job.folder) if chunk.part_name not in present]
 
 
-def _advise_spread(chunks: Sequence[plan.Chunk], workers: int) -> None:
+def _advise_spread(chunks: Sequence[plan.Chunk], submission: dataflow.Submission) -> None:
     pieces = sum(1 for _ in spans(chunks))
     rows = sum(chunk.rows for chunk in chunks)
-    if advice := checks.spread_advice(pieces, workers, rows):
+    workers, threads = submission.workers, submission.threads
+    if advice := checks.spread_advice(pieces, workers, threads, rows):
         print(f"grok1: {advice}", file=sys.stderr)
 
 

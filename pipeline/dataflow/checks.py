@@ -207,13 +207,21 @@ def reservation_advice(profile: Profile, given: Namespace, workers: int) -> str 
     )
 
 
-def spread_advice(spans: int, workers: int, rows: int) -> str | None:
-    """What to do about workers that would have nothing to do; None if all have."""
-    if not 0 < spans < workers:
+def spread_advice(spans: int, workers: int, threads: int, rows: int) -> str | None:
+    """What to do about workers that may have nothing to do; None if each will have some.
+
+    Args:
+      spans: pieces that the work comes in.
+      workers: most hosts at once.
+      threads: pieces that a host takes at once.
+      rows: of all pieces.
+    """
+    busy = -(-spans // threads)
+    if not 0 < busy < workers:
         return None
-    chunk = rows // (4 * workers)
+    chunk = rows // (threads * workers)
     more = f", or cut it finer: --chunk-rows {chunk}" if chunk >= 1 else ""
     return (
-        f"the work comes in {spans} pieces, so that {workers - spans} of {workers} workers would "
-        f"have none; give --max_num_workers={spans}{more}"
+        f"the work comes in {spans} pieces, of which a worker takes {threads} at once, so that "
+        f"{workers - busy} of {workers} workers may have none; give --max_num_workers={busy}{more}"
     )

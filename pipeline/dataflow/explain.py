@@ -14,7 +14,7 @@ from model.checkpoint import files
 from model.engine.options import ACCELERATOR_SLOTS
 from pipeline.dataflow.checks import spread_advice
 from pipeline.dataflow.draft import draft
-from pipeline.dataflow.options import HARNESS_THREADS, Submission
+from pipeline.dataflow.options import Submission
 from pipeline.dataflow.stages import fused_stages, readable
 from pipeline.estimate.cost import Rate
 from pipeline.plan import Chunk
@@ -43,7 +43,7 @@ def explain(
     decoded = min(job.engine.slots or ACCELERATOR_SLOTS, s.slots)
     facts = [
         ("job", f"{job.rows:,} rows in {job.files:,} files, {job.chunks:,} parts"),
-        ("spread", f"{pieces:,} pieces of work, {HARNESS_THREADS} at once on a worker"),
+        ("spread", f"{pieces:,} pieces of work, {s.threads} at once on a worker"),
         ("checkpoint", f"{files.redact(job.options.checkpoint)}, {s.weights}"),
         ("output", files.redact(job.options.output)),
         ("where", f"project {s.project}, {s.region}, staging in {s.bucket}"),
@@ -61,7 +61,7 @@ def explain(
     for name, fact in facts:
         table.add_row(name, Text(fact))
     console.print(Panel(table, title="what would run on Dataflow", box=box.ROUNDED, expand=False))
-    if advice := spread_advice(pieces, s.workers, job.rows):
+    if advice := spread_advice(pieces, s.workers, s.threads, job.rows):
         console.print(Text(advice, "yellow"))
     built = draft(job, submission)
     steps = _table("stage", "steps, in one go")

@@ -31,6 +31,7 @@ class Submission:
       project, region, bucket, image: as given.
       machine_type: of the hosts.
       workers: most hosts at once.
+      threads: chunks in flight on a host.
       weights: kind of the checkpoint's weights.
       slots: sequences of the longest kind that a host holds at once.
       endpoint: of the service, where it is not Google's own.
@@ -47,6 +48,7 @@ class Submission:
     image: str | None
     machine_type: str
     workers: int
+    threads: int
     weights: str
     slots: int
     endpoint: str | None
@@ -139,6 +141,7 @@ def prepare(
         image=given.sdk_container_image,
         machine_type=given.machine_type or profile.machine_type,
         workers=workers,
+        threads=given.number_of_worker_harness_threads or HARNESS_THREADS,
         weights=checkpoint.weights,
         slots=checks.check_fits(profile, question),
         endpoint=given.dataflow_endpoint,

@@ -269,13 +269,25 @@ def test_a_region_without_the_machine_is_pointed_out(world, capsys):
 
 
 def test_workers_without_work_are_pointed_out(world, capsys):
-    assert main(world.command("explained", explain=True, max_num_workers=9)) == OK
+    command = world.command("explained", explain=True, max_num_workers=4)
+    assert main(command) == OK
     told = " ".join(capsys.readouterr().out.split())
-    assert "comes in 4 pieces, so that 5 of 9 workers would have none" in told
-    assert "--max_num_workers=4" in told
-    assert checks.spread_advice(4, 4, 24) is None
-    assert checks.spread_advice(0, 4, 0) is None
-    assert "--chunk-rows 10" in (checks.spread_advice(1, 4, 160) or "")
+    assert "in 4 pieces, of which a worker takes 8 at once, so that 3 of 4 workers may" in told
+    assert "--max_num_workers=1" in told
+    # With one at a time, each worker has one.
+    assert main([*command, "--number_of_worker_harness_threads=1"]) == OK
+    told = " ".join(capsys.readouterr().out.split())
+    assert "4 pieces of work, 1 at once on a worker" in told
+    assert "may have none" not in told
+
+
+def test_the_advice_leaves_each_worker_some_work():
+    assert checks.spread_advice(4, 1, 8, 24) is None
+    assert checks.spread_advice(25, 4, 8, 24) is None
+    assert checks.spread_advice(0, 4, 8, 0) is None
+    told = checks.spread_advice(9, 4, 8, 320)
+    assert "2 of 4 workers may have none; give --max_num_workers=2, or cut it" in (told or "")
+    assert "--chunk-rows 10" in (told or "")
 
 
 def test_another_python_than_the_image_s_is_refused():
