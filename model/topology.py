@@ -12,17 +12,18 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
 from model.config import Grok1Config
 from model.engine.options import EngineOptions
 from model.engine.plan import make_plan
 from model.engine.programs import Plan, Step, abstract_cache, steps
-from model.hlo import collectives, float_arrays, layer_collectives
+from model.hlo import collectives, float_matrices, held, kernels_on, layer_collectives
 from model.layout import abstract_params, choose_layout, held_bytes
 from model.machines import MachineProfile, find_machine
 from model.numerics import MODES
+from model.quantization import QuantizedTensor
 from model.sharding import make_mesh
+from model.transformer import Params
 
 _NEEDED = re.compile(r"(?:Used |temporaries \()([\d.]+)([MG])")
 """In the compiler's words when memory does not suffice, what would."""
@@ -117,25 +118,22 @@ def answer(
         "weights_bytes": _bytes(params),
         "cache_bytes": _bytes(abstract_cache(plan)),
         "slots_bytes": _bytes(slots),
-        "steps": {
-            name: compile_step(made[name], plan.mesh, _expert_shape(params))
-            for name in names or made
-        },
+        "steps": {name: compile_step(made[name], plan, params) for name in names or made},
     }
 
 
-def compile_step(step: Step, mesh: Mesh, expert: tuple[int, ...]) -> dict[str, Any]:
+def compile_step(step: Step, plan: Plan, params: Params) -> dict[str, Any]:
     """What the compiler says of one step; it may refuse one that memory does not suffice for.
 
     Args:
       step: which.
-      mesh: what for.
-      expert: shape [in, out] of one expert's matrix on a device; floating-point arrays of it are
-        counted, since integers would have been widened into them.
+      plan: of an engine on the devices that it is for.
+      params: shapes of the weights there; floating-point arrays of those that are integers are
+        counted, which these would have been widened into.
     """
     started = time.perf_counter()
     try:
-        compiled = step.lower(mesh).compile()
+        compiled = step.lower(plan.mesh).compile()
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
@@ -155,22 +153,50 @@ def compile_step(step: Step, mesh: Mesh, expert: tuple[int, ...]) -> dict[str, A
         "code_bytes": memory.generated_code_size_in_bytes,
         "collectives": dict(collectives(text)),
         "layer_collectives": dict(layer_collectives(text)),
-        "widened_experts": float_arrays(text, expert),
+        "kernels": _kernels(text, plan, params),
+        "widened": _widened(text, plan, params),
         "seconds": time.perf_counter() - started,
     }
 
 
-def _expert_shape(params: Any) -> tuple[int, ...]:
-    """Of an expert's ``gate`` and ``up``. Rows of ``prefill`` may well have that of ``down``."""
-    values = params["layers"]["gate"].values
-    return values.sharding.shard_shape(values.shape)[-2:]
+def _kernels(text: str, plan: Plan, params: Params) -> dict[str, int]:
+    """Calls of our kernels: those that read the cache, and those that read an expert's weights."""
+    layers = params["layers"]
+    on = {"attention": abstract_cache(plan).keys, "gate": layers["gate"], "down": layers["down"]}
+    return {name: kernels_on(text, _part(jax.tree.leaves(w)[0])) for name, w in on.items()}
+
+
+def _widened(text: str, plan: Plan, params: Params) -> dict[str, int]:
+    """Floating-point arrays of the shape of a weight that is kept as integers.
+
+    Kernels read the experts', so that of them none is right, not even within a fusion. Products
+    with the others widen what they have read, and there only arrays in memory count.
+    """
+    layers = params["layers"]
+    weights = {name: w for name, w in layers.items() if isinstance(w, QuantizedTensor)}
+    in_memory, found = held(text), {}
+    for name, weight in weights.items():
+        part = _part(weight.values)[1:]
+        shown = text if len(part) == 3 else in_memory
+        found[name] = float_matrices(shown, part, _part(weight.scales)[-2])
+    if plan.mesh.devices.flat[0].platform == "gpu" and {"query", "key", "value"} <= set(found):
+        # Its compiler has one product with all three.
+        rows, _ = _part(layers["query"].values)[1:]
+        out = sum(_part(layers[name].values)[-1] for name in ("query", "key", "value"))
+        found["query, key, value"] = float_matrices(in_memory, (rows, out))
+    return found
+
+
+def _part(leaf: Any) -> tuple[int, ...]:
+    """Shape of one device's part of an array."""
+    return leaf.sharding.shard_shape(leaf.shape)
 
 
 def _bytes(tree: Any) -> int:
     """Bytes of one device's part of a tree of shapes."""
 
     def part(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+        return jax.ShapeDtypeStruct(_part(leaf), leaf.dtype)
 
     return held_bytes(jax.tree.map(part, tree))
 

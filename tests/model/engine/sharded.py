@@ -1,7 +1,8 @@
 """What engines on several virtual CPU devices say; run as a program: devices are counted once.
 
-Arguments: a JSON list of engine options, and ``all`` for answers whose parameters and searches have
-steps of their own, and for what is exchanged. Prints a JSON list of answers, in order.
+Arguments: a JSON list of engine options; ``all`` for answers whose parameters and searches have
+steps of their own, and for what is exchanged; and ``tpu`` for weights as a TPU holds them, integers
+with scales in stacks. Prints a JSON list of answers, in order.
 """
 
 import dataclasses
@@ -30,9 +31,11 @@ from tests.model.engine.conftest import GOLDEN, greedy, truth
 from tests.model.engine.steered import steered
 
 
-def answers(options: EngineOptions, more: bool) -> dict:
+def answers(options: EngineOptions, more: bool, held_as: str) -> dict:
     """Scores of the golden sequences and greedy completions of the golden prompts."""
-    with Engine.from_checkpoint(str(GOLDEN), options=options) as engine:
+    weights = layout.choose_layout(held_as, MODES[options.numerics])
+    own = None if held_as == "cpu" else weights
+    with Engine.from_checkpoint(str(GOLDEN), options=options, layout=own) as engine:
         scored = engine.generate(
             truth("exact").sequences, SamplingParams(max_tokens=1, prompt_logprobs=MAX_LOGPROBS)
         )
@@ -48,12 +51,15 @@ def answers(options: EngineOptions, more: bool) -> dict:
             "greedy": [o.outputs[0].token_ids for o in completed],
             "provenance": engine.provenance(),
             "rows_used": [r.loop.counters.decode_rows_used for r in engine._replicas],
-            "per_layer": exchanges_per_layer(options) if more else None,
+            "per_layer": exchanges_per_layer(options, weights) if more else None,
         }
 
 
-def exchanges_per_layer(options: EngineOptions) -> dict[str, int]:
-    """What one layer more adds to the exchanges in the compiled decode step."""
+def exchanges_per_layer(options: EngineOptions, weights: layout.Layout) -> dict[str, int]:
+    """What one layer more adds to the exchanges in the compiled decode step.
+
+    Of layers in stacks it is what the loop over them has.
+    """
     numerics = MODES[options.numerics]
     counts = []
     for layers in (1, 2):
@@ -61,12 +67,16 @@ def exchanges_per_layer(options: EngineOptions) -> dict[str, int]:
         mesh = make_mesh(options.devices, config, jax.devices())
         machine = Machine(platform="cpu", devices=mesh.size, cache_bytes=1 << 26)
         shapes = choose_shapes(config, options, machine)
-        weights = layout.choose_layout("cpu", numerics)
-        plan = Plan(config, numerics, weights, shapes, mesh, options.collectives == "ordered")
-        counts.append(hlo.collectives(steps(plan)["decode"].lower(mesh).compile().as_text()))
+        ordered, quantized = options.collectives == "ordered", options.kv_cache_dtype == "int8"
+        plan = Plan(config, numerics, weights, shapes, mesh, ordered, quantized)
+        text = steps(plan)["decode"].lower(mesh).compile().as_text()
+        if weights.stacked:
+            return dict(hlo.layer_collectives(text))
+        counts.append(hlo.collectives(text))
     return dict(counts[1] - counts[0])
 
 
 if __name__ == "__main__":
-    more = "all" in sys.argv[2:]
-    print(json.dumps([answers(EngineOptions(**given), more) for given in json.loads(sys.argv[1])]))
+    more, held_as = "all" in sys.argv[2:], "tpu" if "tpu" in sys.argv[2:] else "cpu"
+    asked = [EngineOptions(**given) for given in json.loads(sys.argv[1])]
+    print(json.dumps([answers(options, more, held_as) for options in asked]))

@@ -18,10 +18,16 @@ ORDERED = {"all-to-all": 2, "all-gather": 2}
 PSUM = {"reduce-scatter": 2, "all-gather": 2}
 
 
-def on_virtual_devices(options: dict, how_much: str = "all") -> list[dict]:
-    """What an engine of these options says, in a process with 16 CPU devices."""
+def on_virtual_devices(options: dict, *how: str) -> list[dict]:
+    """What an engine of these options says, in a process with 16 CPU devices; see ``sharded``."""
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.model.engine.sharded", json.dumps([options]), how_much],
+        [
+            sys.executable,
+            "-m",
+            "tests.model.engine.sharded",
+            json.dumps([options]),
+            *(how or ("all",)),
+        ],
         capture_output=True,
         text=True,
         cwd=pathlib.Path(__file__).parents[3],
@@ -33,7 +39,11 @@ def on_virtual_devices(options: dict, how_much: str = "all") -> list[dict]:
 @pytest.fixture(scope="module")
 def alone(engines):
     """The answers of one device."""
-    engine = engines(numerics="float32")
+    return answers_of(engines(numerics="float32"))
+
+
+def answers_of(engine) -> tuple:
+    """As ``sharded`` has them: log-probabilities, and greedy completions."""
     scored = engine.generate(
         truth("exact").sequences, SamplingParams(max_tokens=1, prompt_logprobs=MAX_LOGPROBS)
     )
@@ -109,6 +119,16 @@ def test_sums_in_any_order_answer_as_one(alone, steered_alone):
     assert answer["per_layer"] == PSUM
 
 
+@pytest.mark.slow
+def test_stacks_of_integers_split_over_devices_answer_as_one(alone, steered_alone):
+    """The golden model has the release's scale groups: eight, so that each device has one."""
+    sizes = {**SIZES, "devices": 8, "numerics": "float32"}
+    [answer] = on_virtual_devices(sizes, "all", "tpu")
+    assert_same(answer, alone, 8, "ordered")
+    assert answer["steered"] == steered_alone
+    assert answer["per_layer"] == ORDERED
+
+
 PROGRAM = """\
 HloModule step
 
@@ -138,14 +158,40 @@ def test_exchanges_are_counted_by_what_they_are_for():
     assert hlo.collectives(PROGRAM) == {"all-to-all": 1, "all-gather": 2, "reduce-scatter": 1}
 
 
-def test_a_widened_weight_is_found_in_a_fusion():
-    text = """\
+WIDENED = """\
+HloModule step
+
 %fused (p: s8[8,64,32]) -> bf16[64,32] {
   %p = s8[8,64,32]{2,1,0} parameter(0)
   ROOT %c = bf16[64,32]{1,0} convert(%slice)
 }
+
 ENTRY %main (w: s8[8,64,32], x: f32[164,32]) -> f32[2,32,64] {
+  %f = bf16[64,32]{1,0} fusion(%w), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/layer"}
+  %t = f32[2,32,64]{2,1,0} transpose(%f), dimensions={0,2,1}
+  %k = f32[8,64]{1,0} custom-call(%x, %w), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={f32[164,32]{1,0}, s8[8,64,32]{2,1,0}}, metadata={op_name="jit(f)"}
+}
 """
-    assert hlo.float_arrays(text, (64, 32)) == 2
-    assert hlo.float_arrays(text, (32, 64)) == 1
-    assert hlo.float_arrays(text, (4, 32)) == 0
+
+
+def test_a_widened_weight_is_found_within_fusions_and_in_memory():
+    inside = 2  # of the fused computation, as its result and by the operation
+    outside = 3  # what the fusion gives, and its transpose, which is what the program gives too
+    assert hlo.float_matrices(WIDENED, (64, 32)) == inside + outside
+    assert hlo.float_matrices(hlo.held(WIDENED), (64, 32)) == outside
+    assert hlo.float_matrices(WIDENED, (4, 32)) == 0
+
+
+@pytest.mark.parametrize(
+    "axes",
+    ["64,32", "32,64", "3,8,64,32", "64,8,32", "2048", "512,32", "64,256", "16384", "4,16,32"],
+)
+def test_a_widened_weight_is_found_however_it_lies(axes):
+    text = f"%c = bf16[{axes}]{{0}} convert(%w), s8[8,64,32] f32[64] f32[8,32] f32[164,32]"
+    assert hlo.float_matrices(text, (8, 64, 32), groups=4) == 1
+
+
+def test_kernels_are_known_by_what_they_read():
+    assert hlo.kernels_on(WIDENED, (8, 64, 32)) == 1
+    assert hlo.kernels_on(WIDENED, (64, 32)) == 0
