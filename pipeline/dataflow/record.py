@@ -94,9 +94,11 @@ def refuse_second(folder: Folder) -> None:
         )
         return
     if is_live(state):
+        shown = files.redact(folder.url)
+        # Not its page: in an error what follows a URL's question mark is taken for a secret.
         raise SetupError(
-            f"Dataflow job {sent.job_id} works on {files.redact(folder.url)} already ({state}: "
-            f"{sent.url}); wait for it, or cancel it: {sent.cancel}"
+            f"Dataflow job {sent.job_id} works on {shown} already ({state}); wait for it, see "
+            f"grok1 status {shown}, or cancel it: {sent.cancel}"
         )
 
 

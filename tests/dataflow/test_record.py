@@ -63,7 +63,8 @@ def test_a_live_job_s_output_is_refused_to_every_command(finished, live, capsys,
     before = (finished.output / JOB).read_bytes()
     assert main(command) == SETUP
     told = capsys.readouterr().err
-    assert f"Dataflow job {JOB_ID} works on {finished.output} already (running" in told
+    assert f"Dataflow job {JOB_ID} works on {finished.output} already (running); wait" in told
+    assert f"see grok1 status {finished.output}, or cancel" in told
     assert f"gcloud dataflow jobs cancel {JOB_ID} --project=some-project" in told
     assert (finished.output / JOB).read_bytes() == before
 
