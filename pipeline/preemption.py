@@ -36,13 +36,22 @@ def install(message: str = "", seconds: float | None = None) -> None:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{message}\n".encode())
         grace = GRACE_SECONDS if seconds is None else seconds
         leave_within(grace)
-        # In a thread: the store's client may need the very lock that the main thread holds.
-        settling = threading.Thread(target=_settle, daemon=True)
-        settling.start()
-        settling.join(grace)
+        settle(grace)
         os._exit(EXIT_CODE)
 
     signal.signal(signal.SIGTERM, leave)
+
+
+def settle(seconds: float) -> None:
+    """Waits for what is being written, and clears what is in the engine of suspicion.
+
+    Args:
+      seconds: for which it waits at most.
+    """
+    # In a thread: the store's client may need the very lock that the main thread holds.
+    settling = threading.Thread(target=_settle, daemon=True)
+    settling.start()
+    settling.join(seconds)
 
 
 def leave_within(seconds: float, code: int = EXIT_CODE) -> None:

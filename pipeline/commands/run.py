@@ -148,6 +148,8 @@ def running_here(
 
         preemption.leave_within(preemption.GRACE_SECONDS, INTERRUPTED)
         registry.shut_down()
+        # Threads that the end of the process cuts off would leave their rows under suspicion.
+        preemption.settle(preemption.GRACE_SECONDS / 2)
         raise
     except Exception as error:
         # Other chunks are given up with the one that failed; their rows are not to blame.

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 
 import pytest
 
+from pipeline import cli, process
 from pipeline import job as jobs
-from pipeline import process
 from pipeline.prepare import prepare_job
 from pipeline.storage import Folder
 from tests.reliability import runs
@@ -40,8 +41,12 @@ def healthy(inputs, tmp_path_factory) -> str:
 def _start(inputs: str, output: str, environment, *prompts: list[int]):
     what = ";".join(",".join(map(str, ids)) for ids in prompts)
     command = ["-m", "tests.reliability.killed", "poison", what, *runs.arguments(inputs, output)]
+    return _python(environment, *command)
+
+
+def _python(environment, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -117,6 +122,47 @@ def test_suspects_that_are_innocent_are_completed_to_the_bit(
     assert runs.fingerprint(output) == runs.fingerprint(healthy)
     assert runs.manifest(output)["errored"] == 0
     assert _records(output) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_suspects_that_were_given_up_are_taken_up_by_retry(inputs, healthy, environment, tmp_path):
+    """With real deaths in both: of a runner that tries twice, and of the retry itself."""
+    output = str(tmp_path / "out")
+    job = tmp_path / "job"
+    job.write_bytes(pickle.dumps(prepare_job(runs.options(inputs, output))))
+    code = (
+        "import pickle, sys\n"
+        "from apache_beam.options.pipeline_options import PipelineOptions\n"
+        "from tests.reliability import killed\n"
+        "from pipeline import beam_options, job\n"
+        f"killed.poison({{{tuple(POISON)}}})\n"
+        "tries = beam_options.complete(['--number_of_execution_retries=1'])\n"
+        "job.run(pickle.load(open(sys.argv[1], 'rb')), PipelineOptions(tries))\n"
+    )
+    attempts = [_python(environment, "-c", code, str(job)) for _ in range(2)]
+    assert [attempt.returncode for attempt in attempts] == [-9, 0], attempts[-1].stderr
+    errors = runs.manifest(output)["errors"]
+    assert errors.keys() == {"suspected_poison"}
+    assert errors["suspected_poison"] > 1, "innocent ones as well"
+    truth = runs.rows(healthy)
+    found = runs.rows(output)
+    assert found[37]["error_code"] == "suspected_poison"
+    assert all(
+        row == expected
+        for row, expected in zip(found, truth, strict=True)
+        if row["status"] != "errored"
+    )
+    # Each is alone in the engine now, so that the one which kills is found out in two deaths.
+    what = ",".join(map(str, POISON))
+    retry = ["-m", "tests.reliability.killed", "poison", what, "retry", output, "--no-report"]
+    tries = [_python(environment, *retry) for _ in range(3)]
+    assert [each.returncode for each in tries] == [-9, -9, 3], tries[-1].stderr
+    assert runs.manifest(output)["errors"] == {"poison": 1}
+    assert [i for i, row in enumerate(runs.rows(output)) if row != truth[i]] == [37]
+    # And where the fault is gone, that one is answered, too.
+    assert cli.main(["retry", output, "--no-report"]) == 0
+    assert runs.rows(output) == truth
 
 
 def test_suspects_are_given_up_when_the_runner_tries_no_more(
