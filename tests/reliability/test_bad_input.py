@@ -1,12 +1,8 @@
 """Input that is corrupt: all else is completed, and each row and file that was not is named."""
 
-import functools
-import http.server
 import io
 import os
 import pathlib
-import threading
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -176,60 +172,6 @@ def _committed(output: str) -> dict[str, str]:
         line["part"]: line["committed_at"]
         for line in pq.read_table(f"{output}/_manifest.parquet").to_pylist()
     }
-
-
-class _Guard(http.server.SimpleHTTPRequestHandler):
-    """Refuses what is called ``closed``, as a store does; fails at ``broken``, has all else."""
-
-    protocol_version = "HTTP/1.1"
-
-    def send_head(self) -> Any:
-        for name, status in (("closed", 403), ("locked", 401), ("broken", 503)):
-            if name in self.path:
-                self.send_error(status)
-                return None
-        return super().send_head()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path):
-    """URL of a server of files."""
-    handler = functools.partial(_Guard, directory=str(tmp_path / "in"))
-    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield f"http://localhost:{found.server_port}"
-        found.shutdown()
-
-
-@pytest.mark.parametrize(("name", "status"), [("closed", 403), ("locked", 401)])
-def test_a_file_that_its_store_refuses(name, status, server, folder, tmp_path, capsys):
-    output, inputs = str(tmp_path / "out"), [f"{server}/{name}.parquet", str(folder)]
-    assert runs.generate(inputs, output) == 3
-    manifest = runs.manifest(output)
-    assert (manifest["succeeded"], manifest["files_errored"]) == (GOOD, 1)
-    [error] = manifest["file_errors"]
-    assert (error["path"], error["error_code"]) == (f"{name}.parquet", "input_unreadable")
-    assert (
-        f"/{name}.parquet may not be read: its server answers {status} ("
-        in (error["error_message"])
-    )
-    assert runs.generate(inputs, str(tmp_path / "strict"), "--strict") == 2
-    assert not (tmp_path / "strict").exists()
-    assert f"its server answers {status}; " in capsys.readouterr().err
-    assert runs.generate(inputs[0], str(tmp_path / "alone")) == 2
-    assert "may not be read" in capsys.readouterr().err
-
-
-def test_a_file_that_a_server_does_not_have_or_does_not_give(server, folder, tmp_path, capsys):
-    """Nobody knows whether there is one: a wrong name, or an hour's outage, should stop the job."""
-    told = {"absent": "no input file matches", "broken": "cannot list"}
-    for name, sentence in told.items():
-        inputs = [f"{server}/{name}.parquet", str(folder)]
-        assert runs.generate(inputs, str(tmp_path / "out")) == 2
-        assert f"{sentence} {server}/{name}.parquet" in capsys.readouterr().err
 
 
 def test_an_empty_file_is_no_fault(folder, tmp_path):

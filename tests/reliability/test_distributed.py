@@ -1,6 +1,7 @@
 """Runners with workers in other processes: one dataset, to the bit, even if they lose one."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROWS = 480
 PARTS = 60
+KILLS = [190, 191, 192]
+"""Token ids of a prompt that is in no other row."""
 
 _GROK1 = ["-c", "import sys; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"]
 
@@ -128,6 +131,34 @@ def test_flink_loses_a_worker(inputs, expected, environment, pool, flink, tmp_pa
     assert code == 3, said
     assert pool.started() > max(before, 2)
     _check(job.output, expected)
+
+
+def test_flink_meets_a_row_that_kills(inputs, expected, environment, flink, tmp_path):
+    """One command: whoever decodes the row dies; it is found out, and no other row is lost."""
+    # Found by each worker process when it starts, before any of its own code.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'worker_pool_main' not in ' '.join(sys.orig_argv):\n"
+        "    from tests.reliability import killed\n"
+        f"    killed.poison({{{tuple(KILLS)}}})\n"
+    )
+    lethal = {**environment, "PYTHONPATH": f"{tmp_path}:{environment['PYTHONPATH']}"}
+    columns = runs.prompts(ROWS // 4, first=9 * ROWS)
+    columns["prompt_token_ids"][50] = KILLS
+    folder = tmp_path / "in"
+    shutil.copytree(inputs, folder)
+    runs.write(folder / "4.parquet", columns)
+    with fleet.pool(lethal, tmp_path / "pool.log") as pool:
+        job = _Job(str(folder), str(tmp_path / "out"), environment, flink, pool, *_FLINK)
+        code, said = job.end()
+        assert code == 3, said
+        assert pool.started() > 2
+    manifest = runs.manifest(job.output)
+    assert manifest["rows_in"] == ROWS + ROWS // 4
+    lost = [row for row in runs.rows(job.output) if row["status"] == "errored"]
+    assert manifest["errors"] == {"poison": 1, "prompt_empty": 1}
+    assert [row["prompt_token_ids"] for row in lost] == [[], KILLS]
+    assert expected.items() <= runs.fingerprint(job.output).items()
 
 
 def test_prism(inputs, expected, environment, pool, prism, tmp_path):
