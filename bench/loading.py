@@ -80,6 +80,7 @@ def _in_process(way: str, folder: pathlib.Path, cache: str) -> dict[str, float]:
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # as in the worker's image
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={_DEVICES}",
     }
     ran = subprocess.run(
