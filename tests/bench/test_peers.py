@@ -101,6 +101,7 @@ def work():
     return [Workload("one", jobs), Workload("two", jobs[:1])]
 
 
+@pytest.mark.slow
 def test_a_runner_does_the_work(ours, work, tmp_path):
     """The whole way: a process, the engine in it, and what it says."""
     result = peers.measure(ours, tmp_path, work)
