@@ -52,7 +52,7 @@ def load_params(
     params: Params = {}
     layers: list[Layer] = [{} for _ in range(1 if layout.stacked else count)]
     order = tensors(config, layout.weights)
-    for tensor, parts in _read_ahead(read_parts, order, mesh.shape[MODEL]):
+    for tensor, parts in read_ahead(read_parts, order, mesh.shape[MODEL]):
         name = tensor.param.name
         weight = _place(tensor.param, parts, mesh, numerics, layout)
         if tensor.layer is None:
@@ -89,7 +89,7 @@ def split_replicas(params: Params, grid: Mesh) -> list[Params]:
     return [jax.tree.map(part_of(mesh), params) for mesh in replica_meshes(grid)]
 
 
-def _read_ahead(
+def read_ahead(
     read_parts: ReadParts, order: Sequence[Tensor], count: int
 ) -> Iterator[tuple[Tensor, list[HostTensor]]]:
     """Tensors in order with their parts, of which at most ``_BYTES_IN_FLIGHT`` are in memory."""

@@ -100,7 +100,7 @@ def test_bytes_in_flight_are_bounded(tiny, monkeypatch):
         return checkpoint.read_parts(tensor, count)
 
     order = checkpoint.tensors()
-    for tensor, _ in placement._read_ahead(read, order, 8):
+    for tensor, _ in placement.read_ahead(read, order, 8):
         with lock:
             placed += placement._host_bytes(tensor.param)
     assert held == placed == sum(placement._host_bytes(t.param) for t in order)
