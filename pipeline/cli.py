@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from pipeline.stdout import outliving_its_reader
 from schemas.error import SetupError
@@ -64,6 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unknown argument {others[0]}; see grok1 {given.command} --help")
         _quiet(given.debug)
         return _run(given, others)
+
+
+def entry(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The process ``grok1``: runs its command line, and ends with its exit code."""
+    code = main(arguments)
+    if code == INTERRUPTED:
+        # Threads of a runner and of devices that were given up may be at work, and would abort an
+        # interpreter that ends under them. Nothing is left to do: what is written is whole.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _check_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

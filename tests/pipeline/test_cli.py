@@ -108,6 +108,19 @@ def test_without_a_command_it_shows_the_help(capsys):
     assert "usage: grok1" in capsys.readouterr().out
 
 
+def test_a_process_that_is_interrupted_waits_for_nobody():
+    """Its threads may be in the midst of anything."""
+    code = (
+        "import threading\n"
+        "from pipeline import cli\n"
+        "cli.main = lambda arguments: cli.INTERRUPTED\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        "cli.entry()"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], timeout=60)
+    assert ran.returncode == cli.INTERRUPTED
+
+
 @pytest.mark.parametrize(
     ("word", "answer"), [("generat", "did you mean generate?"), ("xyz", "they are generate, ")]
 )

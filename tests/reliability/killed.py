@@ -88,4 +88,4 @@ if __name__ == "__main__":
         poison({tuple(map(int, ids.split(","))) for ids in sys.argv[2].split(";")})
     else:
         arm(sys.argv[1], int(sys.argv[2]), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
-    sys.exit(cli.main(sys.argv[3:]))
+    cli.entry(sys.argv[3:])
