@@ -46,44 +46,45 @@ class Card:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-    """One measurement; tokens a second are those of eight such devices.
+class Case:
+    """What is to be measured.
 
     Attributes:
       what: ``decode`` or ``prefill``.
       weights: ``int8`` or ``int4``.
       batch: rows of a step: sequences that decode, or prompt tokens.
       context: tokens of each sequence.
-      tokens_per_second: without exchanges between devices.
-      with_exchanges: with them, on paper.
-      share: of the copy bandwidth (decode) or the rate of products (prefill) that was reached.
     """
 
     what: str
     weights: str
     batch: int
     context: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result(Case):
+    """One measurement; tokens a second are those of eight such devices.
+
+    Attributes:
+      tokens_per_second: without exchanges between devices.
+      with_exchanges: with them, on paper.
+      share: of the copy bandwidth (decode) or the rate of products (prefill) that was reached.
+    """
+
     tokens_per_second: float
     with_exchanges: float
     share: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Skipped:
+class Skipped(Case):
     """A case that the card has no memory for.
 
     Attributes:
-      what: ``decode`` or ``prefill``.
-      weights: ``int8`` or ``int4``.
-      batch: rows of a step: sequences that decode, or prompt tokens.
-      context: tokens of each sequence.
       reason: in words.
     """
 
-    what: str
-    weights: str
-    batch: int
-    context: int
     reason: str
 
 

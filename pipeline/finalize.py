@@ -124,7 +124,8 @@ def survey(folder: Folder, *, read: bool = False) -> tuple[dict[str, Any], list[
     if job is None and not sound:
         raise SetupError(f"no part in {files.redact(folder.url)} can be read: {faults[0]}")
     settings = job["settings"] if job else common_settings(sound)
-    strays = [name for name in present if is_stray(name, set(rows))] if rows else []
+    planned = set(rows)
+    strays = [name for name in present if is_stray(name, planned)] if rows else []
     if not rows:
         strays = [part.name for part in sound if part.provenance["settings"] != settings]
         sound = [part for part in sound if part.name not in strays]

@@ -140,7 +140,7 @@ def _find(pattern: str, root: str | None, output: str | None) -> list[Listed]:
     try:
         fs.invalidate_cache()
         literal = not _is_glob(pattern) or fs.exists(path)
-        info = _info(fs, path) if literal else None
+        info = _info(fs, path, pattern) if literal else None
         if info and info["type"] == "directory":
             base, entries = pattern, fs.find(path, detail=True)
             keep = _visible_parquet
@@ -181,7 +181,7 @@ def _find(pattern: str, root: str | None, output: str | None) -> list[Listed]:
     return found
 
 
-def _info(fs: Any, path: str) -> dict[str, Any] | None:
+def _info(fs: Any, path: str, url: str) -> dict[str, Any] | None:
     """What stands there, or None; a store that is out of reach has not said that nothing does.
 
     Nor has one that refuses to tell: what it refuses is a file with a fault, and others beside it
@@ -190,19 +190,19 @@ def _info(fs: Any, path: str) -> dict[str, Any] | None:
     try:
         return fs.info(path)
     except PermissionError as error:
-        return _refused(error.strerror or str(error) or "permission denied")
+        return _refused(error.strerror or str(error) or "permission denied", url)
     except FileNotFoundError as error:
         # The web's client reports whatever a server answers so.
         status = getattr(error.__cause__, "status", None)
         if status in _REFUSALS:
-            return _refused(f"its server answers {status}")
+            return _refused(f"its server answers {status}", url)
         if status is None or status in _ABSENT:
             return None
         raise (error.__cause__ or error) from None
 
 
-def _refused(why: str) -> dict[str, Any]:
-    reason = files.redact(" ".join(why.split())[:200])
+def _refused(why: str, url: str) -> dict[str, Any]:
+    reason = files.without_secrets(" ".join(why.split()), url)[:200]
     return {"type": "file", "size": 0, "refused": reason}
 
 
