@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from model.checkpoint import files
 from model.tokenizer import Tokenizer
-from pipeline.claim import JOB, MANIFEST
-from pipeline.finalize import survey
+from pipeline.claim import JOB
+from pipeline.finalize import read_manifest, survey
 from pipeline.report.completion_rows import CompletionStatistics, completion_sample
 from pipeline.report.error_rows import ErrorExample, ErrorRows
 from pipeline.report.samples import Sample
@@ -122,7 +122,7 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
             errors.add(batch)
             _pick(batch, kind, prefix, settings, picked, samples)
     codes = checked["totals"]["errors"]
-    manifest = json.loads(folder.read(MANIFEST) or b"{}")
+    manifest = read_manifest(folder) or {}
     return Findings(
         checked=checked,
         job=job,
