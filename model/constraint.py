@@ -78,9 +78,13 @@ class Constrainer:
     """Compiles constraints for one vocabulary. Thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises InvalidParameter if the library is not installed."""
+        """Raises InvalidParameter: the library is not installed, or nothing could end a text."""
         if not available():
             raise InvalidParameter("structured_outputs", NEEDED)
+        if tokenizer.eos_id < 0:
+            raise InvalidParameter(
+                "structured_outputs", "needs a tokenizer with an end-of-sequence token"
+            )
         import llguidance
 
         self._tokenizer = tokenizer
@@ -160,7 +164,8 @@ class _Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
+        self.eos_token_id = tokenizer.eos_id
+        self.bos_token_id = tokenizer.bos_id if tokenizer.bos_id >= 0 else None
         self.tokens = tokenizer.token_bytes()
         self.special_token_ids = sorted(tokenizer.special_ids)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
+from model import sentencepiece_file
 from model.checkpoint import files
 from model.config import Grok1Config
 from model.detokenizer import Pieces, StreamDecoder
@@ -36,10 +37,12 @@ class Tokenizer:
         """Args: a model file's bytes, and how messages call it.
 
         Raises:
-          SetupError: the bytes are no SentencePiece model.
+          SetupError: the bytes are no SentencePiece model, or one that asks for more memory or time
+            than a tokenizer needs.
         """
         processor = sentencepiece.SentencePieceProcessor()
         try:
+            sentencepiece_file.check(model)
             if not model:
                 raise ValueError  # which sentencepiece takes for a model without pieces
             processor.LoadFromSerializedProto(model)
@@ -47,9 +50,11 @@ class Tokenizer:
             pieces = processor.id_to_piece(ids)
             is_byte = processor.is_byte(ids)
             is_control = processor.is_control(ids)
-        except (RuntimeError, ValueError):  # whose text quotes the library's own source
+        except (RuntimeError, ValueError) as error:
+            # The library's text quotes its own source.
+            told = isinstance(error, sentencepiece_file.MalformedModel)
             raise SetupError(
-                f"{where} is no SentencePiece model: "
+                f"{where} is no SentencePiece model: {f'{error}; ' if told else ''}"
                 "give the tokenizer.model that belongs to the checkpoint"
             ) from None
         self._processor = processor

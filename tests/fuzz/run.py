@@ -12,6 +12,8 @@ import tempfile
 
 _MOST_MEMORY = 1500  # MiB: the interpreter with NumPy and JAX, and what a few files take
 _MOST_SECONDS = 10
+_MOST_BYTES = 16384
+"""Of an input, if no seed has more."""
 
 
 def main() -> int:
@@ -30,13 +32,14 @@ def main() -> int:
     failed = []
     for name in targets.TARGETS:
         with tempfile.TemporaryDirectory() as corpus:
-            for i, seed in enumerate(targets.seeds(name)):
+            seeds = list(targets.seeds(name))
+            for i, seed in enumerate(seeds):
                 pathlib.Path(corpus, str(i)).write_bytes(seed)
             limits = [
                 f"-max_total_time={what}",
                 f"-rss_limit_mb={_MOST_MEMORY}",
                 f"-timeout={_MOST_SECONDS}",
-                "-max_len=16384",
+                f"-max_len={max(_MOST_BYTES, *map(len, seeds))}",
                 f"-artifact_prefix=fuzz-{name}-",
                 "-print_final_stats=1",
                 "-verbosity=0",

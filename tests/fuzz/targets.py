@@ -25,14 +25,22 @@ from model.checkpoint.store_index import StoreIndex
 from model.checkpoint.store_plan import plan_files
 from model.config import PRESETS, Grok1Config
 from model.params import tensors
+from model.tokenizer import Tokenizer
 from schemas.error import SetupError
+from tests import sentencepiece_models
 
 CUT = b"\0"
 """Between the files of a target that reads several: no JSON holds it."""
 
+_ROOT = pathlib.Path(__file__).parents[2]
 _MEMORY = fsspec.filesystem("memory")
 _MOST_READ = 8 << 20
 _MOST_TOLD = 2000
+_MOST_TEXT = 10_000
+_MOST_TOKENS = 256
+"""A byte."""
+
+_TEXTS = ("The answer [EOS] \0 日本 ﷺ ", "a" * 500, " \t\n" * 50, "\U0010ffff\x80\r<0x41>▁▁")
 
 _FORBIDDEN = ("exec", "compile", "open", "os.system", "os.exec", "os.posix_spawn", "pickle.find")
 _FORBIDDEN_FAMILIES = ("subprocess.", "socket.", "ctypes.", "shutil.", "marshal.")
@@ -108,8 +116,21 @@ def config(data: bytes) -> None:
     file_order(found)
 
 
+def tokenizer(data: bytes) -> None:
+    """A SentencePiece model, and texts through it: its pieces', and what comes to mind."""
+    found = Tokenizer(data)
+    texts = ["", *_TEXTS, found.decode(range(found.vocab_size))[:_MOST_TEXT]]
+    for text, ids in zip(texts, found.encode_batch(texts), strict=True):
+        if len(ids) > _MOST_TOKENS * (len(text.encode()) + 1):
+            raise Broken(f"{text!r:.100} became {len(ids)} tokens")
+        if not all(0 <= token < found.vocab_size for token in ids):
+            raise Broken(f"{text!r:.100} became {ids!r:.200}")
+        found.decode(ids, skip_special_tokens=False)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (tensor_pickle, safetensors, port, store_index, config)
+    target.__name__: target
+    for target in (tensor_pickle, safetensors, port, store_index, config, tokenizer)
 }
 
 
@@ -150,7 +171,7 @@ def seeds(name: str) -> Iterator[bytes]:
         yield _shard({"a": (np.dtype("<f4"), (2, 3)), "b": (np.dtype("i1"), (4,))})
     elif name == "config":
         yield tiny.to_json().encode()
-        yield (pathlib.Path(__file__).parents[1] / "data" / "grok1-tiny" / CONFIG).read_bytes()
+        yield (_ROOT / "tests" / "data" / "grok1-tiny" / CONFIG).read_bytes()
     elif name == "store_index":
         sums = {
             file.name: {piece.name: "0" * 8 * len(piece.blocks) for piece in file.pieces}
@@ -160,6 +181,9 @@ def seeds(name: str) -> Iterator[bytes]:
         yield StoreIndex(_SMALL, "int8", 1, source, sums).to_json().encode()
     elif name == "port":
         yield _port()
+    elif name == "tokenizer":
+        yield from sentencepiece_models.small()
+        yield from (path.read_bytes() for path in sorted(_ROOT.glob("examples/*/tokenizer.model")))
 
 
 _SMALL = Grok1Config(

@@ -13,6 +13,7 @@ from model.constraint import Constrainer
 from model.tokenizer import Tokenizer
 from schemas.checks import InvalidParameter
 from schemas.structured import StructuredOutputs, structured
+from tests import sentencepiece_models as models
 
 pytest.importorskip("llguidance")
 
@@ -162,6 +163,17 @@ def test_what_cannot_be_compiled_is_said_in_a_sentence(trained, wanted):
     assert caught.value.param == "structured_outputs"
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("special", ["<s>", "</s>"])
+def test_a_tokenizer_may_lack_a_beginning_or_an_end(special):
+    some = models.piece("<unk>", kind=models.UNKNOWN) + models.piece(special, kind=models.CONTROL)
+    tokenizer = Tokenizer(some + models.LETTERS + models.field(2, models.field(3, models.BPE)))
+    if special == "<s>":
+        with pytest.raises(InvalidParameter, match="needs a tokenizer with an end-of-sequence"):
+            Constrainer(tokenizer)
+    else:
+        assert walk(Constrainer(tokenizer), tokenizer, [5], 0, choice=["abc"]) == "abc"
 
 
 def test_a_constraint_is_compiled_once(trained):
