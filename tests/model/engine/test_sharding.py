@@ -129,6 +129,30 @@ def test_stacks_of_integers_split_over_devices_answer_as_one(alone, steered_alon
     assert answer["per_layer"] == ORDERED
 
 
+@pytest.mark.slow
+def test_an_int8_cache_over_eight_devices_is_as_good_as_over_one(engines):
+    """As good, not the same: sums over devices differ by float32 rounding, an int8 level does not.
+
+    A number of a key or value that stands all but halfway between two levels takes the other one:
+    151 of the 147,456 of the first golden sequence do, each by one level, none before the fifth
+    layer, and more in each that follows, since a level is 1/127 of a vector's largest number, and
+    moves what is computed after it past other halves. Up to the first such number a sequence's
+    log-probabilities agree within float32 rounding; after it the cache's rounding is drawn anew,
+    and what can agree is how far they are from the truth.
+    """
+    sizes = {"numerics": "float32", "kv_cache_dtype": "int8"}
+    one_logprobs, one_tokens = answers_of(engines(**sizes))
+    [answer] = on_virtual_devices({**SIZES, **sizes, "devices": 8}, "less")
+    assert answer["provenance"]["devices"] == "8"
+    assert answer["provenance"]["kv_cache_dtype"] == "int8"
+    assert answer["greedy"] == one_tokens
+    logprobs = np.array(answer["logprobs"])
+    right = np.concatenate([logprob[1:] for logprob in truth("exact").logprob])
+    error, one_error = (np.abs(found[:, 0] - right).mean() for found in (logprobs, one_logprobs))
+    assert error <= 1.1 * one_error
+    assert np.abs(logprobs - one_logprobs).mean() < 0.1 * one_error
+
+
 PROGRAM = """\
 HloModule step
 
