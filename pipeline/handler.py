@@ -11,7 +11,7 @@ from apache_beam.ml.inference.base import ModelHandler
 from model.checkpoint import files
 from model.engine.memory import OutOfMemory
 from model.engine.options import EngineOptions, EngineStats
-from pipeline import careful, health, registry
+from pipeline import careful, health, preemption, registry
 from pipeline.questions import Answers, Questions
 from pipeline.strikes import Ledger
 
@@ -66,6 +66,7 @@ class Grok1ModelHandler(ModelHandler[Questions, Answers, "EngineHandle"]):
 
     def load_model(self) -> "EngineHandle":
         """A handle on the process's engine; loads nothing yet."""
+        preemption.install_in_worker()
         return EngineHandle(self._settings)
 
     def run_inference(  # type: ignore[override]  # without batching Beam hands an element on

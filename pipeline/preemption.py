@@ -4,6 +4,8 @@ Parts appear whole or not at all, so there is nothing to undo. What is being wri
 and rows in the engine are cleared of suspicion: they did not kill anything.
 """
 
+import faulthandler
+import functools
 import os
 import signal
 import sys
@@ -17,7 +19,13 @@ from pipeline.commit import tally
 GRACE_SECONDS = 10.0
 """Within which the process ends, whatever its store does. Clouds give 30 s."""
 
+WORKER_GRACE_SECONDS = 4.0
+"""The same of a runner's worker: Beam kills it 5 s after it has passed the signal on."""
+
 EXIT_CODE = 128 + signal.SIGTERM
+
+_WORKER = "apache_beam.runners.worker.sdk_worker"
+"""Stands in the command of each process that Beam starts as a worker."""
 
 
 def install(message: str = "", seconds: float | None = None) -> None:
@@ -40,6 +48,30 @@ def install(message: str = "", seconds: float | None = None) -> None:
         os._exit(EXIT_CODE)
 
     signal.signal(signal.SIGTERM, leave)
+
+
+@functools.cache
+def install_in_worker() -> None:
+    """The same in a worker that a runner started without plugins, from whichever thread.
+
+    Beam's worker pool and its local runner's processes import none, and their main thread is
+    Beam's own. Without effect in other processes, and where something handles SIGTERM already.
+    """
+    if not any(_WORKER in argument for argument in sys.orig_argv):
+        return
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+    told, tell = os.pipe()
+    # What Python calls for a signal, only the main thread may set; this writes a stack to the pipe.
+    faulthandler.register(signal.SIGTERM, tell, all_threads=False)
+
+    def leave() -> None:
+        os.read(told, 1)
+        leave_within(WORKER_GRACE_SECONDS)
+        settle(WORKER_GRACE_SECONDS)
+        os._exit(EXIT_CODE)
+
+    threading.Thread(target=leave, daemon=True, name="grok1-preemption").start()
 
 
 def settle(seconds: float) -> None:

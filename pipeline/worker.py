@@ -2,7 +2,4 @@
 
 from pipeline import preemption
 
-GRACE_SECONDS = 4.0
-"""Beam's boot program kills a worker 5 s after it has passed SIGTERM on."""
-
-preemption.install(seconds=GRACE_SECONDS)
+preemption.install(seconds=preemption.WORKER_GRACE_SECONDS)

@@ -51,9 +51,17 @@ class Pool:
                     found.append((int(others[17]), int(stat.parent.name)))
         return [pid for _, pid in sorted(found)]
 
-    def kill_one(self) -> None:
-        """Ends the oldest worker as a lost machine would."""
-        os.kill(self.workers()[0], signal.SIGKILL)
+    def lose_one(self, sign: int) -> float:
+        """Ends the oldest worker, as a lost machine would or as a preempted one is told to.
+
+        Returns:
+          Seconds until it was gone.
+        """
+        worker, told = self.workers()[0], time.monotonic()
+        os.kill(worker, sign)
+        while worker in self.workers():
+            time.sleep(0.02)
+        return time.monotonic() - told
 
 
 @contextlib.contextmanager

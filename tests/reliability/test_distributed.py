@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline import preemption
 from pipeline.storage import Folder
 from tests.reliability import fleet, runs
 
@@ -105,6 +107,10 @@ class _Job:
         return self._process.returncode, said
 
 
+_LOST = pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
+"""A machine that is lost, and one that is preempted."""
+
+
 def _check(output: str, expected: dict) -> None:
     assert runs.fingerprint(output) == expected
     manifest = runs.manifest(output)
@@ -121,12 +127,13 @@ def test_flink(inputs, expected, environment, pool, flink, tmp_path):
     _check(job.output, expected)
 
 
-def test_flink_loses_a_worker(inputs, expected, environment, pool, flink, tmp_path):
+@_LOST
+def test_flink_loses_a_worker(sign, inputs, expected, environment, pool, flink, tmp_path):
     """One command: the runner tries again by itself, and what was done is passed over."""
     job = _Job(inputs, str(tmp_path / "out"), environment, flink, pool, *_FLINK)
     assert job.until_parts(2) < PARTS
     before = pool.started()
-    pool.kill_one()
+    assert pool.lose_one(sign) < preemption.GRACE_SECONDS
     code, said = job.end()
     assert code == 3, said
     assert pool.started() > max(before, 2)
@@ -171,12 +178,16 @@ def test_prism(inputs, expected, environment, pool, prism, tmp_path):
     _check(output, expected)
 
 
-def test_prism_loses_a_worker(inputs, expected, environment, pool, prism, tmp_path):
+@_LOST
+def test_prism_loses_a_worker(sign, inputs, expected, environment, pool, prism, tmp_path):
     """It does not try again; the same command does, and only what is missing."""
     output = str(tmp_path / "out")
     job = _Job(inputs, output, environment, prism, pool)
     assert job.until_parts(2) < PARTS
-    pool.kill_one()
+    assert pool.lose_one(sign) < preemption.GRACE_SECONDS
+    if sign == signal.SIGTERM:
+        names = Folder(f"{output}/_strikes").names()
+        assert all(".saved." in name for name in names), "whoever is told to end accuses nobody"
     code, said = job.end()
     assert code == 1, said
     done = len(runs.part_names(output))

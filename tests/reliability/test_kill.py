@@ -143,3 +143,35 @@ def test_a_worker_settles_before_beam_s_boot_program_kills_it(environment):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert 0 < float(ran.stdout) < 5
+
+
+_AS_A_WORKER = (
+    "import os, signal, sys, threading, time\n"
+    "{comment}\n"
+    "from pipeline import preemption, strikes\n"
+    "strikes.pardon_all = lambda ending: print('pardoned', flush=True)\n"
+    "for _ in range(2):\n"
+    "    thread = threading.Thread(target=preemption.install_in_worker)\n"
+    "    thread.start()\n"
+    "    thread.join()\n"
+    "os.kill(os.getpid(), signal.SIGTERM)\n"
+    "time.sleep(600)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("comment", "code", "said"),
+    [
+        ("# apache_beam.runners.worker.sdk_worker", preemption.EXIT_CODE, b"pardoned\n"),
+        ("# somebody's program", -signal.SIGTERM, b""),
+    ],
+)
+def test_a_worker_whose_main_thread_is_a_runner_s_settles_too(comment, code, said, environment):
+    """As Beam's worker pool and its local runner's processes are, which import no plugin."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _AS_A_WORKER.format(comment=comment)],
+        env=environment,
+        capture_output=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, said, b"")
