@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import sentencepiece_models as models
 from tests.fuzz import targets
 from tests.fuzz.targets import CUT, Broken, check, seeds
 
@@ -79,6 +80,32 @@ def test_any_values(name):
         _checked(name, data)
 
     holds()
+
+
+_PIECES = st.tuples(
+    st.text("ab▁ \0é", max_size=6) | st.text(max_size=3) | st.integers(1, 300).map("a".__mul__),
+    st.floats(width=32),
+    st.integers(0, 7),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(_PIECES, max_size=40), st.integers(0, 5), st.booleans())
+def test_any_pieces(pieces, kind, normalizes):
+    """A tokenizer whose fields are all in order, and what they say is not."""
+    more = b"".join(models.piece(*piece) for piece in pieces)
+    table = models.charsmap() if normalizes else None
+    _checked("tokenizer", models.model(more, kind, table))
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_any_normalization(data):
+    table = bytearray(models.charsmap())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(table) - 1) | st.sampled_from([0, 1, 4, 5, 392, 1416]))
+        table[at] = data.draw(st.integers(0, 255))
+    _checked("tokenizer", models.model(charsmap=bytes(table)))
 
 
 @pytest.mark.parametrize(
