@@ -192,13 +192,24 @@ def _info(fs: Any, path: str, url: str) -> dict[str, Any] | None:
     except PermissionError as error:
         return _refused(error.strerror or str(error) or "permission denied", url)
     except FileNotFoundError as error:
-        # The web's client reports whatever a server answers so.
-        status = getattr(error.__cause__, "status", None)
-        if status in _REFUSALS:
-            return _refused(f"its server answers {status}", url)
-        if status is None or status in _ABSENT:
-            return None
-        raise (error.__cause__ or error) from None
+        why = refusal(error)
+        return None if why is None else _refused(why, url)
+
+
+def refusal(error: FileNotFoundError) -> str | None:
+    """Why a web server does not give a file, or None if there is none.
+
+    The web's client reports whatever a server answers as a file that is missing.
+
+    Raises:
+      Exception: the server is out of reach, and has said neither.
+    """
+    status = getattr(error.__cause__, "status", None)
+    if status in _REFUSALS:
+        return f"its server answers {status}"
+    if status is None or status in _ABSENT:
+        return None
+    raise (error.__cause__ or error) from None
 
 
 def _refused(why: str, url: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from model.checkpoint import files
 from pipeline.footer import read_footer
 from pipeline.pages import is_corrupt, salvage
 from pipeline.plan import Chunk, PlannedFile
-from pipeline.shards import end_digest, version_of
+from pipeline.shards import end_digest, refusal, version_of
 from pipeline.storage import open_parquet
 from schemas.error import ErrorCode, RowError, SetupError
 
@@ -95,8 +95,8 @@ def _nulls(rows: int, schema: pa.Schema) -> pa.RecordBatch:
 def _opened(url: str) -> Any:
     try:
         return open_parquet(url, _BUFFER_BYTES // 16)
-    except FileNotFoundError:
-        raise _FileFault(ErrorCode.INPUT_CHANGED, f"{files.redact(url)} is gone") from None
+    except FileNotFoundError as error:
+        raise _missing(url, error) from None
     except PermissionError:
         raise _forbidden(url) from None
 
@@ -243,8 +243,8 @@ def _check_unchanged(url: str, file: PlannedFile) -> None:
     fs.invalidate_cache(fs._parent(path))
     try:
         info = fs.info(path)
-    except FileNotFoundError:
-        raise _FileFault(ErrorCode.INPUT_CHANGED, f"{files.redact(url)} is gone") from None
+    except FileNotFoundError as error:
+        raise _missing(url, error) from None
     except PermissionError:
         raise _forbidden(url) from None
     # A web server's listing says less of a file than the server does when asked for it.
@@ -260,8 +260,15 @@ def _check_unchanged(url: str, file: PlannedFile) -> None:
         raise _FileFault(ErrorCode.INPUT_CHANGED, message)
 
 
-def _forbidden(url: str) -> _FileFault:
-    return _FileFault(ErrorCode.INPUT_UNREADABLE, f"{files.redact(url)} may not be read")
+def _missing(url: str, error: FileNotFoundError) -> _FileFault:
+    why = refusal(error)
+    if why is not None:
+        return _forbidden(url, f": {why}")
+    return _FileFault(ErrorCode.INPUT_CHANGED, f"{files.redact(url)} is gone")
+
+
+def _forbidden(url: str, why: str = "") -> _FileFault:
+    return _FileFault(ErrorCode.INPUT_UNREADABLE, f"{files.redact(url)} may not be read{why}")
 
 
 def _unreadable(url: str, reason: object) -> _FileFault:

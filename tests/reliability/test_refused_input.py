@@ -4,10 +4,12 @@ import functools
 import http.server
 import pathlib
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from pipeline.prepare import prepare_job
+from tests import jobs
 from tests.reliability import runs
 
 GOOD = 40
@@ -24,9 +26,10 @@ class _Guard(http.server.SimpleHTTPRequestHandler):
     """Refuses what is called ``closed``, as a store does; fails at ``broken``, has all else."""
 
     protocol_version = "HTTP/1.1"
+    answers: ClassVar = {"closed": 403, "locked": 401, "broken": 503}
 
     def send_head(self) -> Any:
-        for name, status in (("closed", 403), ("locked", 401), ("broken", 503)):
+        for name, status in self.answers.items():
             if name in self.path:
                 self.send_error(status)
                 return None
@@ -72,3 +75,30 @@ def test_a_file_that_a_server_does_not_have_or_does_not_give(server, folder, tmp
         inputs = [f"{server}/{name}.parquet", str(folder)]
         assert runs.generate(inputs, str(tmp_path / "out")) == 2
         assert f"{sentence} {server}/{name}.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "sentence"),
+    [
+        (401, "input_unreadable", "may not be read: its server answers 401"),
+        (403, "input_unreadable", "may not be read: its server answers 403"),
+        (404, "input_changed", "is gone"),
+    ],
+)
+def test_a_file_that_is_refused_once_it_is_planned(
+    status, code, sentence, server, folder, tmp_path, monkeypatch
+):
+    job = prepare_job(runs.options(f"{server}/m.parquet", str(tmp_path / "out")))
+    monkeypatch.setitem(_Guard.answers, "m.parquet", status)
+    read = jobs.prompts_of(job)
+    errors = [error for questions in read for error in questions.errors.values()]
+    assert len(errors) == GOOD
+    assert {error.code for error in errors} == {code}
+    assert all(error.message.endswith(f"/m.parquet {sentence}") for error in errors)
+
+
+def test_an_outage_is_no_fault_of_the_file(server, folder, tmp_path, monkeypatch):
+    job = prepare_job(runs.options(f"{server}/m.parquet", str(tmp_path / "out")))
+    monkeypatch.setitem(_Guard.answers, "m.parquet", 503)
+    with pytest.raises(Exception, match="503"):
+        jobs.prompts_of(job)
