@@ -14,7 +14,7 @@ from pipeline import budget, file_errors
 from pipeline.claim import FILE_ERRORS, JOB, MANIFEST, MANIFEST_PARTS, SUCCESS, no_run
 from pipeline.commit import NotConserved, check_owner
 from pipeline.counts import Counts
-from pipeline.parts import REMEDY, Part, common_run, common_settings, read_part
+from pipeline.parts import REMEDY, Part, common_run, common_settings, of_other_inputs, read_part
 from pipeline.plan import Chunk, is_part, read_chunks, read_files
 from pipeline.prepare import Job
 from pipeline.storage import TEMPORARY, Folder, open_parquet
@@ -129,6 +129,10 @@ def survey(folder: Folder, *, read: bool = False) -> tuple[dict[str, Any], list[
     if not rows:
         strays = [part.name for part in sound if part.provenance["settings"] != settings]
         sound = [part for part in sound if part.name not in strays]
+    run_id = job["run_id"] if job else common_run(sound)
+    if not rows:
+        strays += of_other_inputs(sound, run_id)
+        sound = [part for part in sound if part.name not in strays]
     faults += [f"{name} is no part of this run" for name in strays]
     complete = SUCCESS in present
     parts_planned, rows_planned = _planned(folder, job, chunks)
@@ -138,7 +142,7 @@ def survey(folder: Folder, *, read: bool = False) -> tuple[dict[str, Any], list[
     known = "unknown" if rows_planned is None else "unfinished"
     found = {
         "url": files.redact(folder.url),
-        "run_id": job["run_id"] if job else common_run(sound),
+        "run_id": run_id,
         "settings": settings,
         "state": "complete" if complete else known,
         "parts": parts_planned,

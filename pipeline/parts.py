@@ -99,3 +99,17 @@ def common_settings(parts: Sequence[Part]) -> dict[str, Any]:
 def common_run(parts: Sequence[Part]) -> str:
     """The id of the run that wrote most of some parts; at a tie, the first one's."""
     return collections.Counter(part.run["run_id"] for part in parts).most_common(1)[0][0]
+
+
+def of_other_inputs(parts: Sequence[Part], run_id: str) -> list[str]:
+    """Names of parts by other runs, over files of which this run has no part.
+
+    A run goes on under the id of its first start. A part of one that it has replaced may stand
+    among its own, and is as good as they are if the input is the same.
+    """
+    own = {_input(part) for part in parts if part.run["run_id"] == run_id}
+    return [p.name for p in parts if p.run["run_id"] != run_id and _input(p) not in own]
+
+
+def _input(part: Part) -> tuple[str, str]:
+    return part.provenance["input"]["path"], part.provenance["input"]["footer"]

@@ -163,6 +163,34 @@ def test_parts_of_another_run_among_them_are_told(finished, scored, tmp_path):
         collect(str(folder))
 
 
+def test_parts_over_another_input_among_them_are_told(prepare, tmp_path):
+    """Their settings are the same; the run and the input file in the footers are not."""
+    folders = []
+    for rows in (8, 6, 8):
+        job = prepare(
+            {"prompt": [f"{rows} {i}" for i in range(rows)]},
+            output=str(tmp_path / f"out-{len(folders)}"),
+            chunk_rows=2,
+        )
+        for chunk in prompts_of(job):
+            commit(job, answer(chunk))
+        folders.append(pathlib.Path(job.folder.url))
+    first, other, again = folders
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for part in [*first.glob("part-*"), *other.glob("part-*")]:
+        shutil.copy(part, mixed)
+    strays = sorted(path.name for path in other.glob("part-*"))
+    found = collect(str(mixed)).checked
+    assert found["faults"] == [f"{name} is no part of this run" for name in strays]
+    assert found["totals"]["rows_in"] == 8
+    for name in strays:
+        (mixed / name).unlink()
+    for part in sorted(again.glob("part-*"))[:1]:
+        shutil.copy(part, mixed)
+    assert collect(str(mixed)).checked["faults"] == []
+
+
 def test_errors_are_told_by_file_and_row(finished, prepare):
     (example,) = collect(str(finished.output)).errors["prompt_missing"]
     assert (example.input, example.row) == ("in.parquet", 1)
