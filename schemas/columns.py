@@ -29,7 +29,7 @@ class Roles(Protocol):
 
 
 class Undecodable(str):
-    """Stands where a value was whose bytes are no UTF-8; says why."""
+    """Stands where a value was that Python has no object for, such as bad UTF-8; says why."""
 
 
 def claim(
@@ -77,7 +77,7 @@ def claim(
     return claims
 
 
-def values(rows: pa.Table, column: str | None) -> list[Any]:
+def values(rows: pa.Table | pa.RecordBatch, column: str | None) -> list[Any]:
     """A column as Python objects, text as ``str``; nothing in it can raise."""
     if column is None:
         return [None] * rows.num_rows
@@ -87,9 +87,15 @@ def values(rows: pa.Table, column: str | None) -> list[Any]:
     if not _is_binary(array.type):
         try:
             return array.to_pylist()
-        except UnicodeDecodeError:
+        except Exception:  # each value for itself, then
             pass
     return [_value(scalar) for scalar in array]
+
+
+def row_of(batch: pa.RecordBatch, place: int) -> dict[str, Any]:
+    """One row by columns, its values as ``values`` gives them."""
+    one = batch.slice(place, 1)
+    return {name: values(one, name)[0] for name in one.schema.names}
 
 
 def _value(scalar: pa.Scalar) -> Any:
@@ -99,6 +105,9 @@ def _value(scalar: pa.Scalar) -> Any:
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         return Undecodable(f"is not valid UTF-8 (byte 0x{byte:02x} at {error.start})")
+    except Exception as error:  # dates past the year 9999, time zones that nobody knows
+        reason = " ".join(str(error).split())[:100]
+        return Undecodable(f"cannot be read as {scalar.type} ({reason or type(error).__name__})")
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -78,6 +78,8 @@ def finish(job: Job, counters: Mapping[str, int], report: bool) -> int:
             f"{files.without_secrets(' '.join(str(fault).split()), job.options.output)[:200]}; "
             f"grok1 inspect {where} says which, and what to do"
         ) from None
+    except Exception as error:  # the run has finished all the same
+        print(f"grok1: no summary: {_reason(error, job)}", file=sys.stderr)
     if report:
         _write_report(job)
     return exit_code(manifest, job.options.allow_errors, job.options.allow_file_errors)
@@ -99,8 +101,12 @@ def _write_report(job: Job) -> None:
         where = write_report(job.options.output, tokenizer=job.tokenizer)
         print(f"report: {files.redact(where)}")
     except Exception as error:
-        reason = files.without_secrets(" ".join(str(error).split()), job.options.output)[:300]
-        print(f"no report: {reason}", file=sys.stderr)
+        print(f"grok1: no report: {_reason(error, job)}", file=sys.stderr)
+
+
+def _reason(error: Exception, job: Job) -> str:
+    told = " ".join(str(error).split()) or type(error).__name__
+    return files.without_secrets(told, job.options.output)[:300]
 
 
 def _run(job: Job, beam_arguments: Sequence[str], debug: bool) -> dict[str, int]:

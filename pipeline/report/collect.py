@@ -22,6 +22,7 @@ from pipeline.report.error_rows import ErrorExample, ErrorRows
 from pipeline.report.samples import Sample
 from pipeline.report.score_rows import ScoreStatistics, score_sample
 from pipeline.storage import Folder, open_parquet
+from schemas.columns import row_of
 from schemas.completion import SUCCEEDED
 from schemas.error import SetupError
 
@@ -179,7 +180,7 @@ def _pick(
         rank = (-int(uid[:15], 16), -(index[i] or 0))
         if len(picked) == most and rank <= picked[0][:2]:
             continue
-        entry = (*rank, kind.sample(batch.slice(i, 1).to_pylist()[0], prefix, settings))
+        entry = (*rank, kind.sample(row_of(batch, i), prefix, settings))
         if len(picked) < most:
             heapq.heappush(picked, entry)
         else:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.input_row import InputRow
+from schemas.columns import row_of
 
 EXAMPLES = 20
 """Rows of a code that are told of."""
@@ -61,7 +62,7 @@ class ErrorRows:
         for i, code in enumerate(batch.column(self._prefix + "error_code").to_pylist()):
             if code is None or len(some := self.by_code.setdefault(code, [])) >= EXAMPLES:
                 continue
-            row = batch.slice(i, 1).to_pylist()[0]
+            row = row_of(batch, i)
             some.append(
                 ErrorExample(
                     input=self._input,

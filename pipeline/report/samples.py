@@ -9,6 +9,7 @@ from typing import Any
 from model.tokenizer import Tokenizer
 from pipeline.building import TARGETS
 from pipeline.input_row import InputRow
+from pipeline.report.text import text_of
 from pipeline.template import Template
 
 _TEXT = 20_000
@@ -68,7 +69,8 @@ def asked(row: InputRow, settings: Mapping[str, Any]) -> str:
     """The prompt, or the context; of one that was built, the columns that a template read."""
     template = (settings.get("prompting") or {}).get("template")
     if template is not None:
-        return "\n".join(f"{name}: {row.column(name)}" for name in _names(template))
+        told = (f"{name}: {text_of(row.column(name))}" for name in _names(template))
+        return shown_text("\n".join(told))
     role = TARGETS[settings["task"]]
     text = row.value(role)
     return shown_text(row.value(f"{role}_token_ids") if text is None else text)
@@ -85,8 +87,6 @@ def figure(value: float) -> str:
 
 
 def shown_text(value: Any) -> str:
-    """A text, or token ids as one, no longer than a report carries."""
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    text = value if isinstance(value, str) else " ".join(map(str, value or ()))
+    """A value as text no longer than a report carries; of null, none."""
+    text = "" if value is None else text_of(value)
     return text if len(text) <= _TEXT else text[:_TEXT] + "…"

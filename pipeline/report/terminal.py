@@ -14,7 +14,9 @@ from model.checkpoint import files
 from model.evaluation import perplexity
 from pipeline.plan import is_part
 from pipeline.prepare import Job
+from pipeline.report.text import text_of
 from pipeline.storage import Folder, open_parquet
+from schemas.columns import values
 from schemas.completion import SUCCEEDED
 
 RESULTS = {"generate": "completions", "score": "scores"}
@@ -168,11 +170,12 @@ def _first_rows(
         with open_parquet(folder.at(part), 1 << 20) as source:
             parquet = pq.ParquetFile(source)
             for batch in parquet.iter_batches(64, columns=wanted, use_threads=False):
-                for row in batch.to_pylist():
-                    if row[columns[0]] != SUCCEEDED:
+                held = {name: values(batch, name) for name in dict.fromkeys(wanted)}
+                for i, status in enumerate(held[columns[0]]):
+                    if status != SUCCEEDED:
                         continue
-                    own = [None if name is None else row[name] for name in inputs]
-                    yield own, [row[name] for name in columns[1:]]
+                    own = [None if name is None else held[name][i] for name in inputs]
+                    yield own, [held[name][i] for name in columns[1:]]
                     left -= 1
                     if not left:
                         return
@@ -180,9 +183,7 @@ def _first_rows(
 
 def shown(value: Any) -> str:
     """A value in a table's cell: cut to size, and nothing in it can steer the terminal."""
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    text = value if isinstance(value, str) else " ".join(map(str, value[: _CELL // 2]))
+    text = text_of(value, _CELL // 2)
     lines = text[:_CELL].split("\n", _LINES)
     cut = "\n".join(lines[:_LINES])
     safe = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in cut)

@@ -1,3 +1,4 @@
+import datetime
 import io
 
 import pyarrow as pa
@@ -113,7 +114,21 @@ def test_code_is_shown_as_it_stands():
     assert shown("a\n\n" + "b" * 200) == "a\n\n" + "b" * 157 + "…"
 
 
-@given(st.text() | st.binary() | st.lists(st.integers(0, 99)))
+def test_what_is_no_text_is_shown_as_text():
+    assert shown([5, 6]) == "5 6"
+    assert shown({"a": b"x", "b": [None, 1.5]}) == '{"a": "x", "b": [null, 1.5]}'
+    assert shown([("k", datetime.date(2020, 1, 2))]) == '[["k", "2020-01-02"]]'
+    assert shown({(1, 2): "no JSON"}) == "{(1, 2): 'no JSON'}"
+    assert [shown(value) for value in (True, 1.5, 7)] == ["true", "1.5", "7"]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(ANYTHING)
 def test_nothing_that_is_shown_can_steer_a_terminal(value):
     text = shown(value)
     assert text.replace("\n", "").isprintable()
