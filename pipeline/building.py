@@ -254,7 +254,7 @@ def builder(recipe: Recipe) -> Builder:
 def _columns(template: str | None, schema: pa.Schema, where: str) -> tuple[str, ...]:
     if template is None:
         return ()
-    names = Template(template).names
+    names = Template(template).columns(schema.names)
     if missing := [name for name in names if name not in schema.names]:
         raise SetupError(
             f"--template names {missing[0]!r}, but {where} has no such column, only "

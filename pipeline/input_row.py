@@ -24,6 +24,11 @@ class InputRow:
         name = self._roles.get(role, role)
         return self.column(name) if name else None
 
+    def has(self, name: str) -> bool:
+        """Whether the input has a column of this name."""
+        name = self._rename.get(name, name)
+        return name in self._row or f"param_{name}" in self._row
+
     def column(self, name: str) -> Any:
         """The value of a column, by its name in the input."""
         name = self._rename.get(name, name)

@@ -69,7 +69,9 @@ def asked(row: InputRow, settings: Mapping[str, Any]) -> str:
     """The prompt, or the context; of one that was built, the columns that a template read."""
     template = (settings.get("prompting") or {}).get("template")
     if template is not None:
-        told = (f"{name}: {text_of(row.column(name))}" for name in _names(template))
+        told = (
+            f"{name}: {text_of(row.column(name))}" for name in _names(template) if row.has(name)
+        )
         return shown_text("\n".join(told))
     role = TARGETS[settings["task"]]
     text = row.value(role)
