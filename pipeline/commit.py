@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pipeline.counts import COUNTS, Counts, read_counts
 from pipeline.plan import read_chunks
 from pipeline.prepare import Job
 from pipeline.questions import Answers
-from pipeline.versions import code_identity
+from pipeline.versions import code_identity, version
 from schemas.error import INPUT_ERRORS
 
 PROVENANCE, RUN = b"grok1.provenance", b"grok1.run"
@@ -213,7 +212,7 @@ def _metadata(job: Job, result: Answers, counts: Counts) -> dict[bytes, bytes]:
         },
         "engine": result.engine,
         "code": code_identity(),
-        "version": project_version(),
+        "version": version("grok1-batch", absent="unknown"),
     }
     run = {
         "run_id": job.run_id,
@@ -230,11 +229,3 @@ def _input_fault(result: Answers) -> str | None:
     """Why rows of the chunk could not be read; None if all could."""
     faults = (error for error in result.errors.values() if error.code in INPUT_ERRORS)
     return next((error.sentence() for error in faults), None)
-
-
-def project_version() -> str:
-    """The installed version, or ``unknown`` where the source runs without being installed."""
-    try:
-        return importlib.metadata.version("grok1-batch")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -14,10 +14,17 @@ from pipeline import budget, file_errors
 from pipeline.claim import FILE_ERRORS, JOB, MANIFEST, MANIFEST_PARTS, SUCCESS, no_run
 from pipeline.commit import NotConserved, check_owner
 from pipeline.counts import Counts
-from pipeline.parts import REMEDY, Part, common_run, common_settings, of_other_inputs, read_part
+from pipeline.parts import (
+    Part,
+    common_run,
+    common_settings,
+    of_other_inputs,
+    read_batches,
+    read_part,
+)
 from pipeline.plan import Chunk, is_part, read_chunks, read_files
 from pipeline.prepare import Job
-from pipeline.storage import TEMPORARY, Folder, open_parquet
+from pipeline.storage import TEMPORARY, Folder
 from pipeline.strikes import STRIKES
 from pipeline.versions import versions
 from schemas.completion import SCHEMA_VERSION
@@ -113,9 +120,10 @@ def survey(folder: Folder, *, read: bool = False) -> tuple[dict[str, Any], list[
         try:
             part = read_part(folder, name, present[name], rows.get(name))
             if read:
-                _read_rows(folder, name)
+                for _ in read_batches(folder, name):
+                    pass
             return part
-        except NotConserved as fault:
+        except (NotConserved, SetupError) as fault:
             return str(fault)
 
     checked = files.in_parallel(check, there)
@@ -182,16 +190,6 @@ def _unknown(job: Mapping[str, Any] | None, parts: int | None, rows: int | None)
             f"no {JOB}; settings and run are those of the parts' footers"
         )
     return told
-
-
-def _read_rows(folder: Folder, name: str) -> None:
-    try:
-        with open_parquet(folder.at(name), 1 << 20) as source:
-            for _ in pq.ParquetFile(source).iter_batches(1024, use_threads=False):
-                pass
-    except (pa.ArrowException, OSError) as fault:
-        reason = " ".join(str(fault).split())[:200]
-        raise NotConserved(f"{name} cannot be read: {reason}; {REMEDY}") from None
 
 
 def is_stray(name: str, planned: set[str]) -> bool:

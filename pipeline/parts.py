@@ -7,17 +7,24 @@ parts say what they are wherever they have been copied to.
 import collections
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.checkpoint import files
 from pipeline.commit import PROVENANCE, RUN, NotConserved
 from pipeline.counts import COUNTS, Counts
 from pipeline.footer import read_footer
-from pipeline.storage import Folder
+from pipeline.storage import Folder, open_parquet
 from schemas.error import SetupError
 
 REMEDY = "remove that part, and start the same command again"
 """For a part that is not what it should be."""
+
+_BATCH_ROWS = 1024
+_BUFFER_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,20 @@ def read_part(folder: Folder, name: str, size: int, rows: int | None = None) -> 
     return Part(
         name=name, size=size, counts=counts, provenance=provenance, run=json.loads(found[RUN])
     )
+
+
+def read_batches(folder: Folder, name: str, rows: int = _BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    """A part's rows, at most so many at once.
+
+    Raises:
+      SetupError: they cannot be read.
+    """
+    try:
+        with open_parquet(folder.at(name), _BUFFER_BYTES) as source:
+            yield from pq.ParquetFile(source).iter_batches(rows, use_threads=False)
+    except (pa.ArrowException, OSError) as fault:
+        reason = files.without_secrets(" ".join(str(fault).split()), folder.url)[:200]
+        raise SetupError(f"{name} cannot be read: {reason}; {REMEDY}") from None
 
 
 def common_settings(parts: Sequence[Part]) -> dict[str, Any]:

@@ -70,12 +70,12 @@ def code_identity() -> str:
 _ABSENT = "not installed"
 
 
-def version(package: str) -> str:
-    """Of an installed package."""
+def version(package: str, absent: str = _ABSENT) -> str:
+    """Of a package; ``absent`` where the source runs without being installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return _ABSENT
+        return absent
 
 
 def _libc() -> str:

@@ -16,18 +16,15 @@ from pipeline.claim import JOB, SUCCESS
 from pipeline.formats import openai
 from pipeline.formats.reading import errors_beside
 from pipeline.formats.records import Fault, read_json_lines
-from pipeline.parts import REMEDY
+from pipeline.parts import read_batches
 from pipeline.plan import is_part, read_chunks
-from pipeline.storage import Folder, open_parquet
+from pipeline.storage import Folder
 from schemas.error import SetupError
 
 FORMATS = ("jsonl", "csv", "openai", "datasets")
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A text that begins so is computed by the spreadsheet that opens it, and may send others away."""
-
-_BATCH_ROWS = 1024
-_BUFFER_BYTES = 4 << 20
 
 _CARD = """\
 ---
@@ -129,14 +126,8 @@ def export_run(
 
 def _rows(folder: Folder, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     for part in parts:
-        try:
-            with open_parquet(folder.at(part), _BUFFER_BYTES) as source:
-                for batch in pq.ParquetFile(source).iter_batches(_BATCH_ROWS, use_threads=False):
-                    yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as fault:
-            reason = " ".join(str(fault).split())[:200]
-            where = files.redact(folder.at(part))
-            raise SetupError(f"{where} cannot be read: {reason}; {REMEDY}") from None
+        for batch in read_batches(folder, part):
+            yield from batch.to_pylist()
 
 
 def _json_lines(row: dict[str, Any]) -> str:

@@ -7,21 +7,21 @@ import dataclasses
 import datetime
 import heapq
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from model.checkpoint import files
 from model.tokenizer import Tokenizer
 from pipeline.claim import JOB
 from pipeline.finalize import read_manifest, survey
+from pipeline.parts import read_batches
 from pipeline.report.completion_rows import CompletionStatistics, completion_sample
 from pipeline.report.error_rows import ErrorExample, ErrorRows
 from pipeline.report.samples import Sample
 from pipeline.report.score_rows import ScoreStatistics, score_sample
-from pipeline.storage import Folder, open_parquet
+from pipeline.storage import Folder
 from schemas.columns import row_of
 from schemas.completion import SUCCEEDED
 from schemas.error import SetupError
@@ -30,7 +30,6 @@ ROWS_READ = 2_000_000
 """Most output rows that distributions are taken from; a larger run's parts are thinned evenly."""
 
 _BATCH_ROWS = 4096
-_BUFFER_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,8 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
         belong to; by default the one that the job named, if it can be read.
 
     Raises:
-      SetupError: the folder does not exist, is no run's output, or holds no part yet.
+      SetupError: the folder does not exist, is no run's output, or holds no part yet; a part
+        cannot be read.
     """
     folder = Folder(output)
     checked, lines = survey(folder)
@@ -117,7 +117,7 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
     read = 0
     for line in _thinned(lines, checked["totals"]["rows_out"]):
         errors.begin(line)
-        for batch in _batches(folder, line["part"]):
+        for batch in read_batches(folder, line["part"], _BATCH_ROWS):
             read += batch.num_rows
             statistics.add(batch, prefix)
             errors.add(batch)
@@ -142,11 +142,6 @@ def collect(output: str, *, samples: int = 200, tokenizer: str | None = None) ->
 
 def _thinned(lines: Sequence[dict[str, Any]], rows: int) -> Sequence[dict[str, Any]]:
     return lines[:: max(1, -(-rows // ROWS_READ))]
-
-
-def _batches(folder: Folder, part: str) -> Iterator[pa.RecordBatch]:
-    with open_parquet(folder.at(part), _BUFFER_BYTES) as source:
-        yield from pq.ParquetFile(source).iter_batches(_BATCH_ROWS, use_threads=False)
 
 
 def _tokenizer(given: str | None, job: dict[str, Any]) -> Tokenizer | None:

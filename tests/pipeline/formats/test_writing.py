@@ -39,7 +39,7 @@ def test_a_part_that_is_broken_is_named(finished, tmp_path, capsys):
     command = ["export", str(broken), "--to", str(target), "--format", "jsonl"]
     assert main(command) == SETUP
     error = capsys.readouterr().err
-    assert f"{part} cannot be read: " in error
+    assert f"{part.name} cannot be read: " in error
     assert "remove that part, and start the same command again" in error
     assert not target.exists()
 

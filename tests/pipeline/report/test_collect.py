@@ -163,6 +163,17 @@ def test_parts_of_another_run_among_them_are_told(finished, scored, tmp_path):
         collect(str(folder))
 
 
+def test_a_part_whose_rows_cannot_be_read_is_named(finished, tmp_path):
+    """Its footer is sound, its pages are not."""
+    folder = copied(finished, tmp_path / "broken", "part-*", "_*")
+    part = min(folder.glob("part-*"))
+    data = bytearray(part.read_bytes())
+    data[4:200] = bytes(196)
+    part.write_bytes(data)
+    with pytest.raises(SetupError, match=f"{part.name} cannot be read: .*; remove that part"):
+        collect(str(folder))
+
+
 def test_parts_over_another_input_among_them_are_told(prepare, tmp_path):
     """Their settings are the same; the run and the input file in the footers are not."""
     folders = []
