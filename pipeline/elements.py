@@ -10,6 +10,8 @@ from pipeline.counts import Counts, tally
 from pipeline.questions import Answers, Ask, Questions
 from pipeline.results import add_completion_error, add_completions
 from schemas.completion import OutputRows
+from schemas.error import RowError
+from schemas.prompt import Roles, by_column
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine
@@ -24,12 +26,14 @@ class PromptChunk(Questions):
       prompt_tokens: row -> length of its prompt, for rows whose prompt is the error.
       cut: prompts that were cut to fit the context.
       echoes: for each request, the prompt's text that goes before its completions', if any does.
+      roles: which columns set what.
     """
 
     requests: tuple[Request, ...]
     prompt_tokens: dict[int, int]
     cut: int = 0
     echoes: tuple[str, ...] = ()
+    roles: Roles = dataclasses.field(default_factory=Roles)
 
     def question(self, place: int) -> Hashable:
         """See ``Questions``."""
@@ -66,6 +70,10 @@ class PromptChunk(Questions):
             output.error is None and indexes != list(range(request.params.n))
         ):
             raise AssertionError(f"the engine's answer {place} does not belong to its request")
+
+    def told(self, row: int, error: RowError) -> RowError:
+        """See ``Questions``."""
+        return by_column(error, self.roles, self.rows, row)
 
     def answered(self, outputs: Sequence[RequestOutput | None], **facts: Any) -> "CompletionChunk":
         """See ``Questions``."""

@@ -13,7 +13,7 @@ from pipeline.options import GenerateOptions
 from pipeline.plan import Chunk
 from pipeline.row_uids import row_uids
 from schemas.error import ErrorCode, RowError
-from schemas.prompt import PromptRow, validate
+from schemas.prompt import PromptRow, by_column, validate
 from schemas.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def prepare_chunk(
         fault = _fault(row, ids, job)
         fitted = fault or fit(ids, row.params, job, is_text=row.text is not None)
         if isinstance(fitted, RowError):
-            errors[row.index] = fitted
+            errors[row.index] = by_column(fitted, job.roles, rows, row.index)
             continue
         cut += len(fitted) < len(ids)
         address = f"{options.run_seed}/{uids[row.index]}"
@@ -58,6 +58,7 @@ def prepare_chunk(
         cut=cut,
         echoes=tuple(echoes),
         dedupe=options.dedupe,
+        roles=job.roles,
     )
 
 

@@ -89,6 +89,10 @@ class Questions(abc.ABC):
         seen: dict[Hashable, int] = {}
         return [seen.setdefault(self.question(place), place) for place in places]
 
+    def told(self, row: int, error: RowError) -> RowError:
+        """The model's error of a row, as its output row says it."""
+        return error
+
     @abc.abstractmethod
     def open(self, engine: "Engine") -> tuple[list[Ask], Callable[[Sequence[Any]], Sequence[Any]]]:
         """What the engine is to be asked, in the order that is best.
@@ -136,7 +140,7 @@ class Answers(abc.ABC):
         found = {**self.prompts.errors, **self.refused}
         for row, output in zip(self.prompts.sources, self.outputs, strict=True):
             if output is not None and output.error is not None:
-                found[row] = output.error
+                found[row] = self.prompts.told(row, output.error)
         return dict(sorted(found.items()))
 
     def counts(self) -> Counts:

@@ -134,10 +134,33 @@ def validate(
         except _RowFault as fault:
             errors[i] = fault.error
         except InvalidParameter as fault:
-            errors[i] = fault.row_error()
+            errors[i] = by_column(fault.row_error(), roles, rows, i)
         else:
             good.append(PromptRow(index=i, text=text, token_ids=token_ids, params=params))
     return good, errors
+
+
+def by_column(error: RowError, roles: Roles, rows: pa.Table, row: int) -> RowError:
+    """The error with the name of the column that the user has, where one set the parameter.
+
+    Args:
+      error: its ``param`` may be a sampling parameter, which a column by another name can set.
+      roles: what ``resolve`` returned.
+      rows: part of the input.
+      row: its place among these.
+    """
+    param = error.param
+    if param is None:
+        return error
+    names = (param, *SHORTHANDS) if param == "structured_outputs" else (param,)
+    columns = (roles.sampling[name] for name in names if name in roles.sampling)
+    column = next((name for name in columns if rows.column(name)[row].is_valid), param)
+    if column == param:
+        return error
+    message = error.message
+    if message.startswith(f"{param} "):
+        message = f"{column}{message.removeprefix(param)}"
+    return dataclasses.replace(error, message=message, param=column)
 
 
 class _RowFault(Exception):

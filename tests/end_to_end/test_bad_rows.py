@@ -166,3 +166,24 @@ def test_every_row_is_accounted_for_whatever_it_holds(generate, tmp_path_factory
     assert manifest["errored"] == errored
     assert manifest["succeeded"] + errored == len(rows)
     assert manifest["rows_out"] == len(out)
+
+
+def test_an_error_names_the_column_that_the_user_has(generate):
+    wrong = {
+        "guided_regex": "(",
+        "form": "start: nothing",
+        "guided_choice": [""],
+        "until": [""],
+        "max_new_tokens": 999,
+        "warmth": -1.0,
+        "stop_token_ids": [5000],
+    }
+    table = {name: [value if n == name else None for n in wrong] for name, value in wrong.items()}
+    columns = ("--columns", "temperature=warmth", "--columns", "guided_grammar=form")
+    outcome = generate(*columns, "--dedupe", table={"prompt": ["a"] * len(wrong), **table})
+    assert outcome.manifest["succeeded"] == 0
+    for name, row in zip(wrong, outcome.rows, strict=True):
+        assert row["error_param"] == name
+        if name != "max_new_tokens":
+            assert row["error_message"].startswith(f"{name} ")
+    assert outcome.rows[0]["error_message"].startswith("guided_regex has a regex that does not com")
