@@ -32,7 +32,7 @@ _DEVICES = 8
 def main() -> None:
     """Measures in turns, prints, and records if asked to."""
     parser = argparse.ArgumentParser(prog="python -m bench.loading", description=__doc__)
-    parser.add_argument("--layers", type=int, default=2, help="of the model (2: 2.9 GB)")
+    parser.add_argument("--layers", type=int, default=2, help="of the model (2: 2.2 GB)")
     parser.add_argument("--rounds", type=int, default=3, help="of all measurements in turn (3)")
     parser.add_argument("--folder", help="where to write it (a temporary one, removed)")
     parser.add_argument("--write", action="store_true", help=f"record in {DOCUMENT.name}")

@@ -3,6 +3,7 @@ import itertools
 import json
 import pathlib
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from model.checkpoint import files
 from model.checkpoint.convert import convert
 from model.checkpoint.inspect import inspect_checkpoint
 from model.checkpoint.source import open_checkpoint
-from model.checkpoint.store_index import INDEX, StoreIndex
+from model.checkpoint.store_index import INDEX, StoreIndex, checksum
 from model.checkpoint.store_plan import plan_files
 from model.checkpoint.synth import synthesize
 from model.config import GROK_1, PRESETS
@@ -35,6 +36,12 @@ def stores(tiny, tmp_path_factory) -> dict[int, str]:
 @pytest.fixture
 def copy(stores, tmp_path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(stores[8], tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 4097, 1 << 20])
+def test_a_checksum_is_crc32_whoever_computes_it(size):
+    block = np.random.default_rng(size).integers(0, 256, size + 3, np.uint8)[3:]
+    assert checksum(block) == f"{zlib.crc32(block.tobytes()):08x}"
 
 
 def tensor_named(checkpoint, label):
