@@ -140,14 +140,16 @@ class Tokenizer:
         Raises:
           ValueError: the text holds a lone surrogate.
         """
-        for before in ("\n", "="):
-            lead, ids = self.encode_batch([before, before + text])
-            if ids[: len(lead)] == lead:
-                return ids[len(lead) :]
-        # The text begins with what a piece joins to either.
-        first = [self.byte_id(bytes([byte])) for byte in text[0].encode()]
-        unknown = [self.unk_id if i is None else i for i in first]
-        return [*unknown, *self.encode_inside(text[1:])]
+        begun: list[int] = []
+        while True:
+            for before in ("\n", "="):
+                lead, ids = self.encode_batch([before, before + text])
+                if ids[: len(lead)] == lead:
+                    return begun + ids[len(lead) :]
+            # The text begins with what a piece joins to either.
+            first = [self.byte_id(bytes([byte])) for byte in text[0].encode()]
+            begun += [self.unk_id if i is None else i for i in first]
+            text = text[1:]
 
     def byte_id(self, byte: bytes) -> int | None:
         """The id of the piece that stands for one byte, where the model has such."""

@@ -1,14 +1,9 @@
 """Input that means harm: it comes out as data, or as an error of its own row, and nothing else."""
 
 import csv
-import json
 import pathlib
-import subprocess
-import sys
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import pytest
 
 from pipeline.cli import main
 from tests import jobs
@@ -118,46 +113,3 @@ def test_formulas_for_a_spreadsheet(generate, tmp_path):
     assert [row["'=cell"] for row in rows] == [f"'{cell}" for cell in cells[:5]] + cells[5:]
     assert [row["number"] for row in rows] == [str(n) for n in range(-3, 4)]
     assert main([*export[:-1], "jsonl", "--spreadsheet"]) == 2
-
-
-WIDE = """
-import resource, sys
-from pipeline import plan
-from pipeline.options import GenerateOptions
-from pipeline.prepare import prepare_job
-from pipeline.read import read_span
-from pipeline.spans import spans
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-
-checkpoint, source, output = sys.argv[1:]
-options = GenerateOptions(checkpoint=checkpoint, input=(source,), output=output)
-job = prepare_job(options)
-before, rows = peak(), 0
-for span in spans(plan.read_chunks(job.folder)):
-    for questions in read_span(job, span):
-        rows += questions.rows.num_rows
-print(rows, peak() - before)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_thousand_columns_take_bounded_memory(talking, tmp_path):
-    """By a tenth of a million rows in row groups of 10,000: 80 MB each, 800 MB in all."""
-    rows, columns, group = 100_000, 1000, 10_000
-    names = ["prompt", *(f"c{i}" for i in range(columns))]
-    schema = pa.schema([("prompt", pa.string()), *((name, pa.int64()) for name in names[1:])])
-    source = tmp_path / "in.parquet"
-    with pq.ParquetWriter(source, schema, use_dictionary=False) as writer:
-        for first in range(0, rows, group):
-            values = pa.array(range(first, first + group), pa.int64())
-            prompts = pa.array(["def f(x):"] * group)
-            writer.write_table(pa.table([prompts, *[values] * columns], schema))
-    command = [sys.executable, "-c", WIDE, talking, str(source), str(tmp_path / "out")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    read, grown = map(int, ended.stdout.split())
-    print(json.dumps({"rows": read, "columns": columns, "mib": grown}))
-    assert read == rows
-    assert grown < 512

@@ -126,6 +126,7 @@ def tokenizer(data: bytes) -> None:
         if not all(0 <= token < found.vocab_size for token in ids):
             raise Broken(f"{text!r:.100} became {ids!r:.200}")
         found.decode(ids, skip_special_tokens=False)
+    found.encode_inside(_TEXTS[0])
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -111,3 +111,10 @@ def test_groups_are_refused():
 def test_fields_of_later_versions_are_passed_over():
     later = field(200, "new") + field(201, 1 << 40) + field(202, 1.0) + b"\xd9\x0c" + b"x" * 8
     assert Tokenizer(models.model() + later).vocab_size == 11
+
+
+def test_a_model_that_joins_all_that_it_can_encodes_inside_a_text():
+    """No "a" stands behind what is put before it, so that a long text is gone through to its end."""
+    joins = b"".join(piece(text) for text in ("\n", "=", "\na", "=a"))
+    tokenizer = Tokenizer(models.model(joins))
+    assert tokenizer.encode_inside("a" * 1500) == [tokenizer.unk_id] * 1500
