@@ -114,7 +114,7 @@ def test_fields_of_later_versions_are_passed_over():
 
 
 def test_a_model_that_joins_all_that_it_can_encodes_inside_a_text():
-    """No "a" stands behind what is put before it, so that a long text is gone through to its end."""
+    """No "a" stands behind what is put before it: a long text is gone through to its end."""
     joins = b"".join(piece(text) for text in ("\n", "=", "\na", "=a"))
     tokenizer = Tokenizer(models.model(joins))
     assert tokenizer.encode_inside("a" * 1500) == [tokenizer.unk_id] * 1500
