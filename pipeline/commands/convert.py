@@ -2,8 +2,8 @@
 
 Reads a checkpoint of any kind and writes safetensors files that one, two, four or eight devices
 load, each only its own part. Started again after an interruption, it goes on; at the end all is
-read again and compared. Both folders may be URLs (s3://, gs://). Host memory: about two of the
-model's tensors, 4 GB for Grok-1.
+read again and compared. Both folders may be URLs (s3://, gs://). Host memory: less than three of
+a layer's largest tensors, 4.5 GB for Grok-1.
 
   grok1 convert --from gs://bucket/grok-1 --to gs://bucket/grok-1-int4 --weights int4
 """
