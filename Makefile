@@ -106,7 +106,7 @@ $(VENV)-lm-eval/.made: requirements-lm-eval.lock pyproject.toml setup.py | $(VEN
 
 .PHONY: test-lm-eval
 test-lm-eval: $(VENV)-lm-eval/.made  ## run lm-evaluation-harness on local tasks
-	$(VENV)-lm-eval/bin/python -m pytest tests/model/test_lm_eval.py
+	$(VENV)-lm-eval/bin/python -m pytest tests/model/test_lm_eval.py tests/pipeline/test_harness.py
 
 $(VENV)-fuzz/.made: requirements-fuzz.lock pyproject.toml setup.py
 	$(ENVIRONMENT)

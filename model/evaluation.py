@@ -215,7 +215,7 @@ def score_documents(
         scores: list[Score] = []
         for output in itertools.islice(outputs, count):
             if output.error is not None:
-                raise ValueError(f"document {place}: {output.error.sentence()}")
+                raise ValueError(f"document {place}: {output.error.sentence(called=True)}")
             scores += output.scores
         results.append(join(scores))
     return results

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
 
 from model import evaluation
 from model.engine.engine import Engine
 from model.engine.options import EngineOptions
 from model.engine.request import Request
+from model.generation import sampling_values
 from schemas.error import SetupError
 from schemas.sampling import SamplingParams
 
@@ -101,7 +101,9 @@ class Grok1LM(LM):
         answers = []
         for pair, output in zip(pairs, self.engine.score(cut), strict=True):
             if output.error is not None:
-                raise ValueError(f"continuation {pair[1]!r:.60}: {output.error.sentence()}")
+                raise ValueError(
+                    f"continuation {pair[1]!r:.60}: {output.error.sentence(called=True)}"
+                )
             [score] = output.scores
             answers.append((score.logprob, score.is_greedy))
             self.cache_hook.add_partial("loglikelihood", pair, answers[-1])
@@ -142,7 +144,9 @@ class Grok1LM(LM):
         for arguments, future in zip(asked, futures, strict=True):
             output = future.result()
             if output.error is not None:
-                raise ValueError(f"prompt {arguments[0]!r:.60}: {output.error.sentence()}")
+                raise ValueError(
+                    f"prompt {arguments[0]!r:.60}: {output.error.sentence(called=True)}"
+                )
             answers.append(output.outputs[0].text)
             self.cache_hook.add_partial("generate_until", arguments, answers[-1])
         return answers
@@ -156,12 +160,7 @@ class Grok1LM(LM):
             seen[own] += 1
 
     def _request(self, prompt: list[int], options: dict[str, Any], address: str) -> Request:
-        given = dict(normalize_gen_kwargs(options, self._max_gen_toks))
-        sampled = given.pop("do_sample", False)
-        given.setdefault("temperature", 1.0 if sampled else 0.0)
-        max_tokens = given.pop("max_gen_toks")
-        stop = [text for text in given.pop("until", []) if text]
-        params = SamplingParams(max_tokens=max_tokens).override({"stop": stop, **given})
+        params = SamplingParams().override(sampling_values(options, self._max_gen_toks))
         room = self.engine.max_context - params.least_room
         kept = evaluation.keep_end(prompt, room, self._bos)
         return Request(prompt_token_ids=tuple(kept), params=params, address=address)

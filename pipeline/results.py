@@ -37,7 +37,7 @@ def completions_table(
     Raises:
       SetupError: ``inputs`` has another number of rows, or a column by the name of an added one.
     """
-    rows = OutputRows()
+    rows = OutputRows(called=True)
     for place, output in enumerate(outputs):
         if output.error is not None:
             length = len(output.prompt_token_ids)
@@ -72,7 +72,7 @@ def scores_table(
     Raises:
       SetupError: as ``completions_table``.
     """
-    rows = OutputRows(score.COLUMNS)
+    rows = OutputRows(score.COLUMNS, called=True)
     for place, output in enumerate(outputs):
         if output.error is not None:
             rows.add_error(place, str(place), output.error, continuation_index=0)

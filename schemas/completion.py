@@ -134,8 +134,11 @@ def output_schema(
 class OutputRows:
     """Output rows in the making: at least one for each input row, in the order they are added."""
 
-    def __init__(self, columns: Mapping[str, pa.DataType] = COLUMNS) -> None:
-        """Args: the columns that are added to the input's own."""
+    def __init__(
+        self, columns: Mapping[str, pa.DataType] = COLUMNS, *, called: bool = False
+    ) -> None:
+        """Args: the columns that are added to the input's own, and as in ``RowError.sentence``."""
+        self._called = called
         self._sources: list[int] = []
         self._kinds = columns
         self._columns: dict[str, list[Any]] = {name: [] for name in columns}
@@ -159,7 +162,7 @@ class OutputRows:
             row_uid=row_uid,
             status=ERRORED,
             error_code=str(error.code),
-            error_message=error.sentence(),
+            error_message=error.sentence(self._called),
             error_param=error.param,
             **values,
         )

@@ -128,6 +128,16 @@ EXPLANATIONS: dict[ErrorCode, Explanation] = {
     ),
 }
 
+_OF_CALLS: dict[ErrorCode, str] = {
+    ErrorCode.PROMPT_EMPTY: "give at least one token",
+    ErrorCode.CONTINUATION_EMPTY: "give at least one token to score",
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: "shorten it, ask for fewer tokens, or give the engine a "
+    "larger max_context",
+    ErrorCode.INVALID_PARAMETER: "correct the value; bounds are vLLM's",
+    ErrorCode.ENGINE_FAILURE: "ask again; report it if it fails twice",
+}
+"""Remedies where there is neither a flag nor a column, but a call."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RowError:
@@ -143,9 +153,16 @@ class RowError:
     message: str
     param: str | None = None
 
-    def sentence(self) -> str:
-        """The message with its remedy, as it is shown to the user."""
-        return f"{self.message} ({EXPLANATIONS[self.code].remedy})"
+    def sentence(self, called: bool = False) -> str:
+        """The message with its remedy, as it is shown to the user.
+
+        Args:
+          called: whether it is shown to a program that called the engine, which has no flags.
+        """
+        remedy = EXPLANATIONS[self.code].remedy
+        if called:
+            remedy = _OF_CALLS.get(self.code, remedy)
+        return f"{self.message} ({remedy})"
 
 
 class SetupError(Exception):

@@ -4,107 +4,39 @@ It is in the extra ``lm-eval`` and brings much: ``make test-lm-eval`` runs this 
 its own.
 """
 
-import json
 import math
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from model.checkpoint.source import open_checkpoint
 from model.engine.engine import Engine
 from model.engine.options import EngineOptions
-from pipeline import read_completions
-from pipeline.cli import main
-from schemas.sampling import SamplingParams
+from schemas.sampling import InvalidParameter, SamplingParams
+from tests.lm_eval_tasks import QUESTIONS, TEXTS, evaluate, write_tasks
 from tests.model import reference
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 pytest.importorskip("datasets", reason="lm-evaluation-harness reads tasks' data with it")
 
 OPTIONS = EngineOptions(numerics="float32", slots=8)
-
-QUESTIONS = [
-    {"question": "The capital of France is", "choices": [" Paris", " Rome", " a b c"], "answer": 0},
-    {"question": "import numpy as", "choices": [" np", " torch", " x"], "answer": 0},
-    {"question": "One two three ", "choices": ["four", "for you and me", "I"], "answer": 0},
-    {"question": "def f(", "choices": ["x):", "): return 1", "a"], "answer": 1},
-    {"question": "def f(", "choices": ["y):", "*args):", "a"], "answer": 2},
-]
-TEXTS = [
-    "A short text.",
-    "All the world is a stage, and all the men and women merely players. " * 12,
-]
-
-TASKS = {
-    "local_choice": """
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: answer
-target_delimiter: ""
-metric_list: [{metric: acc}, {metric: acc_norm}]
-""",
-    "local_text": """
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
-""",
-    "local_completion": """
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{choices[0]}}"
-generation_kwargs: {until: ["e"], max_gen_toks: 12, temperature: 0.0, do_sample: false}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-""",
-    "local_until": """
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{choices[0]}}"
-generation_kwargs: {until: ["e", "a"]}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-""",
-}
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """A folder of tasks for the harness."""
-    folder = tmp_path_factory.mktemp("tasks")
-    for name, text in TASKS.items():
-        rows = [{"text": t} for t in TEXTS] if name == "local_text" else QUESTIONS
-        data = folder / f"{name}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / f"{name}.yaml").write_text(
-            f"task: {name}\ndataset_path: json\ntest_split: test\n"
-            f"dataset_kwargs: {{data_files: {{test: {data}}}}}\n{text}"
-        )
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(scope="module")
-def results(tasks, talking, tmp_path_factory):
-    """All tasks evaluated, by the harness's own evaluator."""
-    from lm_eval.tasks import TaskManager
-
+def results(tasks, talking):
+    """All tasks evaluated."""
     import model.lm_eval  # noqa: F401
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        return lm_eval.simple_evaluate(
-            model="grok1",
-            model_args={"checkpoint": talking, "numerics": "float32", "slots": 8},
-            tasks=list(TASKS),
-            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+    return evaluate(tasks, "grok1", {"checkpoint": talking, "numerics": "float32", "slots": 8})
 
 
 class Oracle:
@@ -156,37 +88,6 @@ def test_texts_are_scored_whole(results, oracle, trained):
     size = sum(len(text.encode()) for text in TEXTS)
     found = results["results"]["local_text"]["byte_perplexity,none"]
     assert found == pytest.approx(math.exp(-total / size), rel=1e-4)
-
-
-def test_a_run_of_the_pipeline_gives_the_very_numbers(results, talking, tmp_path):
-    """The same evaluation as a Beam job: the harness's requests as rows of a table."""
-    engine = ["--checkpoint", talking, "--numerics", "float32", "--slots", "8"]
-
-    def scored(name, table):
-        pq.write_table(table, tmp_path / f"{name}.parquet")
-        files = ["--input", str(tmp_path / f"{name}.parquet"), "--output", str(tmp_path / name)]
-        assert main(["score", *engine, *files]) == 0
-        return read_completions(str(tmp_path / name)).to_pylist()
-
-    questions = pa.table(
-        {
-            "context": [row["question"] for row in QUESTIONS],
-            "continuations": [row["choices"] for row in QUESTIONS],
-        }
-    )
-    rows = iter(scored("choices", questions))
-    right = 0
-    for sample, row in zip(results["samples"]["local_choice"], QUESTIONS, strict=True):
-        own = [next(rows) for _ in row["choices"]]
-        [theirs] = zip(*sample["resps"], strict=True)
-        assert [(r["logprob"], r["is_greedy"]) for r in own] == [
-            (float(logprob), str(greedy) == "True") for logprob, greedy in theirs
-        ]
-        right += int(np.argmax([r["logprob"] for r in own])) == row["answer"]
-    assert results["results"]["local_choice"]["acc,none"] == pytest.approx(right / len(QUESTIONS))
-    rows = scored("texts", pa.table({"document": TEXTS}))
-    bits = -sum(r["logprob"] for r in rows) / sum(r["text_bytes"] for r in rows) / math.log(2)
-    assert results["results"]["local_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-12)
 
 
 def test_completions_end_before_their_stop_string(results):
@@ -249,3 +150,44 @@ def test_the_module_is_the_harness_with_the_model_in_it(tasks, talking, tmp_path
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "local_choice" in done.stdout
+
+
+def test_a_task_may_say_where_to_end_in_two_ways():
+    from model.generation import sampling_values
+
+    values = sampling_values({"until": ["a", "b"], "stop": "c"}, 9)
+    assert values == {"stop": ["a", "b", "c"], "temperature": 0.0, "max_tokens": 9}
+    assert sampling_values({"until": "a", "stop": ["a", ""]}, 9)["stop"] == ["a"]
+
+
+def test_what_is_null_is_not_there():
+    from model.generation import sampling_values
+
+    nulls = ("until", "temperature", "do_sample", "max_gen_toks", "top_p", "n")
+    assert sampling_values(dict.fromkeys(nulls), 9) == sampling_values({}, 9)
+    assert sampling_values({"temperature": None, "do_sample": True}, 9)["temperature"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("n", 2, "must be 1, got 2: the harness takes one completion"),
+        ("best_of", 3, "must be 1, got 3"),
+        ("temperature", "hot", "must be a number, got 'hot'"),
+        ("max_gen_toks", [], "must be a number, got"),
+        ("until", 7, "must be a list, got 7"),
+        ("top_p", 3, "must be above 0"),
+        ("num_beams", 3, "is no sampling parameter"),
+    ],
+)
+def test_what_cannot_be_obeyed_is_refused_in_a_sentence(lm, name, value, reason):
+    with pytest.raises(InvalidParameter) as caught:
+        lm.generate_until([asked("a", 0, **{name: value})])
+    assert str(caught.value).startswith(f"{name} {reason}")
+
+
+def test_a_faulty_request_is_told_of_no_flags(lm):
+    too_long = asked("a", 0, max_gen_toks=lm.engine.max_context)
+    with pytest.raises(ValueError, match="larger max_context") as caught:
+        lm.generate_until([too_long])
+    assert "--" not in str(caught.value)

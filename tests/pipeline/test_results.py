@@ -37,7 +37,7 @@ def test_completions_have_the_columns_of_a_run():
     assert [row["stop_reason"] for row in rows] == ["7", "7", None]
     assert [row["prompt_tokens"] for row in rows] == [3, 3, 0]
     assert rows[0]["logprobs"][0]["top_token_ids"] == [5, 6]
-    assert rows[2]["error_message"].startswith("prompt has no tokens")
+    assert rows[2]["error_message"] == "prompt has no tokens (give at least one token)"
     assert completions_table([]).schema == table.schema
     assert table.to_pandas()["status"].tolist() == ["succeeded"] * 2 + ["errored"]
 
