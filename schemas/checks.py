@@ -37,6 +37,7 @@ def integer(low: int, high: int | None = None, optional: bool = False) -> Check:
     def check(name: str, value: Any) -> int | None:
         if value is None and optional:
             return None
+        value = plain(value)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -54,6 +55,7 @@ def number(low: float, high: float = math.inf, open_low: bool = False) -> Check:
     bounds += "" if math.isinf(high) else f" and at most {high:g}"
 
     def check(name: str, value: Any) -> float:
+        value = plain(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidParameter(name, f"must be a number, got {short(value)}")
         within = low <= value <= min(high, sys.float_info.max)  # false for nan, too
@@ -66,6 +68,7 @@ def number(low: float, high: float = math.inf, open_low: bool = False) -> Check:
 
 def boolean(name: str, value: Any) -> bool:
     """True or false, and nothing that merely counts as such."""
+    value = plain(value)
     if not isinstance(value, bool):
         raise InvalidParameter(name, f"must be true or false, got {short(value)}")
     return value
@@ -79,7 +82,7 @@ def strings(name: str, value: Any) -> tuple[str, ...]:
             raise InvalidParameter(name, f"must hold strings, got {short(item)}")
         if not item:
             raise InvalidParameter(name, "must not hold an empty string")
-    return tuple(dict.fromkeys(values))
+    return tuple(dict.fromkeys(map(str, values)))
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
@@ -114,7 +117,7 @@ def biases(limit: int) -> Check:
         for pair in pairs:
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise InvalidParameter(name, f"must map token ids to numbers, got {short(pair)}")
-            key, bias = pair
+            key, bias = map(plain, pair)
             if isinstance(key, str) and re.fullmatch("[0-9]{1,10}", key):
                 key = int(key)
             if bias is None:
@@ -144,6 +147,13 @@ def items(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
         raise InvalidParameter(name, f"must be a list, got {short(value)}")
     return tuple(value)
+
+
+def plain(value: Any) -> Any:
+    """The Python number that a scalar of NumPy holds; anything else as it is."""
+    # By its looks, since the contracts have no need of NumPy otherwise.
+    is_scalar = type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0
+    return value.item() if is_scalar else value
 
 
 def short(value: Any) -> str:

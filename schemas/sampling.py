@@ -33,6 +33,10 @@ MIN_TEMPERATURE = 0.01
 """Above the former a temperature is refused, as by vLLM and OpenAI; one below the latter, unless it
 is 0, is taken as that, as by vLLM."""
 
+MAX_REPETITION_PENALTY = 1e30
+"""vLLM has no bound but 0. A logit times more than this, over the lowest temperature, would leave
+float32, and so would one divided by less than its inverse."""
+
 ALIASES: dict[str, str] = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
@@ -66,7 +70,7 @@ class SamplingParams:
       top_k: keep the k most likely tokens; 0 or -1 keeps all.
       min_p: keep tokens at least this part as likely as the likeliest; 0 keeps all.
       repetition_penalty: divides the logit, if positive, else multiplies it, of tokens that stand
-        in the prompt or the completion; 1 changes nothing.
+        in the prompt or the completion; 1 changes nothing, 1e30 is the most.
       presence_penalty: subtracted from the logits of tokens that stand in the completion.
       frequency_penalty: subtracted from them once for each time that they stand there.
       logit_bias: added to logits by token id, in [-100, 100]; kept as sorted pairs.
@@ -81,7 +85,7 @@ class SamplingParams:
       max_tokens: most tokens of a completion; -1, or None in Python, for up to the context's end.
       min_tokens: no EOS, even an ignored one, no stop token and no end by a stop string before this
         many tokens.
-      logprobs: per token, its log-probability and those of this many likeliest tokens.
+      logprobs: per token, its log-probability and those of this many likeliest tokens; True is 1.
       prompt_logprobs: the same for the prompt's tokens.
       repetition_detection: when the completion is caught in a loop and ends; None for never.
       structured_outputs: what the text must look like; None for anything.
@@ -228,6 +232,11 @@ def _max_tokens(name: str, value: Any) -> int:
     return TO_CONTEXT_END if value is None else value
 
 
+def _logprobs(name: str, value: Any) -> int | None:
+    value = 1 if value is True else value  # as vLLM has it
+    return checks.integer(0, MAX_LOGPROBS, optional=True)(name, value)
+
+
 _CHECKS: dict[str, checks.Check] = {
     "n": checks.integer(1, MAX_SAMPLES),
     "beam_width": checks.integer(1, MAX_BEAM_WIDTH, optional=True),
@@ -236,7 +245,7 @@ _CHECKS: dict[str, checks.Check] = {
     "top_p": checks.number(0, 1, open_low=True),
     "top_k": checks.integer(-1),
     "min_p": checks.number(0, 1),
-    "repetition_penalty": checks.number(0, open_low=True),
+    "repetition_penalty": checks.number(1 / MAX_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
     "presence_penalty": checks.number(-2, 2),
     "frequency_penalty": checks.number(-2, 2),
     "logit_bias": checks.biases(MAX_BIASES),
@@ -249,8 +258,8 @@ _CHECKS: dict[str, checks.Check] = {
     "ignore_eos": checks.boolean,
     "max_tokens": _max_tokens,
     "min_tokens": checks.integer(0, 2**31 - 1),
-    "logprobs": checks.integer(0, MAX_LOGPROBS, optional=True),
-    "prompt_logprobs": checks.integer(0, MAX_LOGPROBS, optional=True),
+    "logprobs": _logprobs,
+    "prompt_logprobs": _logprobs,
     "repetition_detection": repetition,
     "structured_outputs": structured,
     "skip_special_tokens": checks.boolean,

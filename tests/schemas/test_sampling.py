@@ -2,6 +2,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +57,9 @@ def test_defaults_are_vllms():
         ("top_k", -2),
         ("min_p", 1.5),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 1e39),
+        ("repetition_penalty", 1e-46),
+        ("logprobs", False),
         ("presence_penalty", 2.1),
         ("frequency_penalty", -3),
         ("logit_bias", 7),
@@ -99,6 +103,50 @@ def test_out_of_bounds(name, value):
     assert re.match(f"{name} (must|has) ", str(found))
     error = found.row_error()
     assert (error.code, error.param) == (ErrorCode.INVALID_PARAMETER, name)
+
+
+NUMPY = {
+    "n": np.int32(2),
+    "temperature": np.float16(0.5),
+    "top_p": np.float32(0.5),
+    "top_k": np.int64(5),
+    "logit_bias": {np.int64(3): np.float32(0.5)},
+    "allowed_token_ids": np.arange(3),
+    "seed": np.uint64(5),
+    "stop": np.array(["a"]),
+    "ignore_eos": np.bool_(True),
+    "max_tokens": np.float64(5),
+    "repetition_penalty": np.array(1.5),
+}
+PYTHON = {
+    "n": 2,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 5,
+    "logit_bias": {3: 0.5},
+    "allowed_token_ids": [0, 1, 2],
+    "seed": 5,
+    "stop": ["a"],
+    "ignore_eos": True,
+    "max_tokens": 5,
+    "repetition_penalty": 1.5,
+}
+
+
+def test_scalars_of_numpy_are_numbers():
+    params = SamplingParams(**NUMPY)
+    assert params == SamplingParams(**PYTHON)
+    json.dumps(params.result_settings())
+    assert {type(params.n), type(params.top_k), type(params.seed)} == {int}
+    assert (type(params.top_p), type(params.stop[0]), type(params.ignore_eos)) == (float, str, bool)
+    assert fault(top_p=np.float32(2)).param == fault(top_p=np.float32(math.nan)).param == "top_p"
+    assert fault(n=np.bool_(True)).param == "n"
+
+
+def test_logprobs_may_be_asked_for_as_in_vllm():
+    assert SamplingParams(logprobs=True, prompt_logprobs=True) == SamplingParams(
+        logprobs=1, prompt_logprobs=1
+    )
 
 
 def test_greedy_has_one_sample():
