@@ -6,6 +6,8 @@ Importing this module registers it; as a command it is the harness with it regis
 """
 
 import collections
+import contextlib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +73,11 @@ class Grok1LM(LM):
           SetupError: the checkpoint cannot be loaded, or has no tokenizer.
         """
         super().__init__()
-        options = EngineOptions(
-            numerics=numerics, slots=slots, max_context=max_context, devices=devices
-        )
-        self.engine = Engine.from_checkpoint(checkpoint, tokenizer=tokenizer, options=options)
+        with _by_argument():
+            options = EngineOptions(
+                numerics=numerics, slots=slots, max_context=max_context, devices=devices
+            )
+            self.engine = Engine.from_checkpoint(checkpoint, tokenizer=tokenizer, options=options)
         if self.engine.tokenizer is None:
             self.engine.close()
             raise SetupError(f"{checkpoint} has no tokenizer.model; name one: tokenizer=FILE")
@@ -164,6 +167,16 @@ class Grok1LM(LM):
         room = self.engine.max_context - params.least_room
         kept = evaluation.keep_end(prompt, room, self._bos)
         return Request(prompt_token_ids=tuple(kept), params=params, address=address)
+
+
+@contextlib.contextmanager
+def _by_argument() -> Iterator[None]:
+    """Calls what is wrong with a set-up by the names of ``--model_args``, which has no flags."""
+    try:
+        yield
+    except SetupError as fault:
+        named = re.sub("--([a-z-]*[a-z])", lambda flag: flag[1].replace("-", "_"), str(fault))
+        raise SetupError(named) from None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 from model.checkpoint.source import open_checkpoint
 from model.engine.engine import Engine
 from model.engine.options import EngineOptions
+from schemas.error import SetupError
 from schemas.sampling import InvalidParameter, SamplingParams
 from tests.lm_eval_tasks import QUESTIONS, TEXTS, evaluate, write_tasks
 from tests.model import reference
@@ -190,4 +191,17 @@ def test_a_faulty_request_is_told_of_no_flags(lm):
     too_long = asked("a", 0, max_gen_toks=lm.engine.max_context)
     with pytest.raises(ValueError, match="larger max_context") as caught:
         lm.generate_until([too_long])
+    assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("slots", 0), ("max_context", 10**6), ("numerics", "float8"), ("devices", 3)],
+)
+def test_a_wrong_set_up_is_told_by_the_arguments_name(talking, name, value):
+    from model.lm_eval import Grok1LM
+
+    with pytest.raises(SetupError) as caught:
+        Grok1LM(talking, **{name: value})
+    assert name in str(caught.value)
     assert "--" not in str(caught.value)

@@ -60,7 +60,34 @@ MIXED = [
     SamplingParams(allowed_token_ids=range(100, 131072, 1000)),
     SamplingParams(temperature=1.3, min_p=1e-4, top_k=2000, top_p=0.99, repetition_penalty=0.8),
     SamplingParams(),
+    SamplingParams(top_p=0.98, temperature=1.2),
+    SamplingParams(allowed_token_ids=range(9, 131072, 500)),
 ]
+
+DRAWN = (4, 4, 9, 100, 131070)
+"""What rows have drawn before."""
+
+WORDS = {
+    8: ((17,), (131070, 11), (9, 100, 131070, 12), (4, 13), (100, 131070, 14, 18)),
+    9: ((509,), (131070, 1009)),
+}
+"""Bad words by place in ``MIXED``: some one token long, some begun, one begun and not yet due, one
+that does not follow what was drawn."""
+
+BANNED = {8: (15, 16), 9: (1509,)}
+"""Ids that may not be drawn now, such as EOS before ``min_tokens``, by place in ``MIXED``."""
+
+
+def watch(tables, row, words):
+    """Writes a row's bad words into tables, with how far each has been drawn."""
+    at = 0
+    for word in words:
+        for i, token in enumerate(word):
+            tables.words[row, at] = token
+            tables.first[row, at], tables.last[row, at] = i == 0, i == len(word) - 1
+            tables.matched[row, at] = DRAWN[-i - 1 :] == word[: i + 1]
+            at += 1
+    return at
 
 
 @pytest.mark.slow
@@ -68,16 +95,22 @@ def test_mixed_filters_have_the_right_distributions_over_a_large_vocabulary():
     vocabulary, copies, rounds = 131072, 8, 3000
     rng = np.random.default_rng(2)
     logits = rng.normal(size=vocabulary).astype(np.float32) * 2.5
-    prompt, drawn = (3, 4, 5), (4, 4, 9, 100, 131070)
+    # Banned tokens are likely ones, so that one that is drawn all the same is seen.
+    logits[[11, 12, 13, 15, 16, 17, 18, 509, 1009, 1509]] = 9
+    prompt, drawn = (3, 4, 5), DRAWN
     count = len(MIXED) * copies
-    some = rows(count, vocabulary)
+    banned = np.full((count, 128), -1, np.int32)
+    some = rows(count, vocabulary, banned=banned)
     for row in range(count):
-        params = MIXED[row % len(MIXED)]
+        kind = row % len(MIXED)
+        params = MIXED[kind]
+        banned[row, : len(BANNED.get(kind, ()))] = BANNED.get(kind, ())
         rules = resolve(
             Request(prompt_token_ids=prompt, params=params), GROK_1, 8192, None, lambda: None
         )
         set_knobs(some.knobs, row, (row, 0), params, rules)
         tables = some.tables
+        some.knobs.bad_tokens[row] = watch(tables, row, WORDS.get(kind, ()))
         tables.counts[row] = np.bincount(drawn, minlength=vocabulary)
         tables.counts[row, list(prompt)] |= 1 << 15
         if rules.first_mask is not None:
@@ -90,7 +123,9 @@ def test_mixed_filters_have_the_right_distributions_over_a_large_vocabulary():
     assert (tokens == np.asarray(draw(filtered, some.knobs.key, some.position))).all()
     counts = np.asarray(count_draws(filtered, 5, rounds, len(MIXED)))
     for kind, params in enumerate(MIXED):
-        changed = plain.changed(logits, params, prompt, drawn)
+        changed = plain.changed(
+            logits, params, prompt, drawn, WORDS.get(kind, ()), BANNED.get(kind, ())
+        )
         exact = plain.softmax(plain.filtered(changed, params))
         assert counts[kind].sum() == copies * rounds
         assert counts[kind][exact == 0].sum() == 0, params
