@@ -22,11 +22,10 @@ inline __m512 exp(__m512 x) {
   return _mm512_scalef_ps(sum, _mm512_max_ps(whole, _mm512_set1_ps(-150.0f)));
 }
 
-// tanh(x) for |x| <= 44.
-inline __m512 tanh(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  const __m512 e = exp(_mm512_add_ps(x, x));
-  return _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(e, one)));
+// 1 / x, for positive x; 0 where that is no normal number.
+inline __m512 inverse(__m512 x) {
+  const __m512 guess = _mm512_rcp14_ps(x);
+  return _mm512_mul_ps(guess, _mm512_fnmadd_ps(x, guess, _mm512_set1_ps(2.0f)));
 }
 
 // x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), as a logistic function.

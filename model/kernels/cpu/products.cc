@@ -122,9 +122,12 @@ ffi::Error mixture(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x,
 
   const int64_t input_stride = inputs->dimensions()[1];
   bf16* input = data_of(inputs);
-  for (size_t i = 0; i < groups.pairs.size(); ++i)
-    std::memcpy(input + i * input_stride, data_of(x) + groups.pairs[i] / choices * width,
-                width * sizeof(bf16));
+  const int64_t pairs = groups.pairs.size();
+  for_each(pool, (pairs + kTokens - 1) / kTokens, [&](int64_t item) {
+    for (int64_t i = item * kTokens; i < std::min(pairs, (item + 1) * kTokens); ++i)
+      std::memcpy(input + i * input_stride, data_of(x) + groups.pairs[i] / choices * width,
+                  width * sizeof(bf16));
+  });
 
   const int64_t wide = hidden->dimensions()[1];
   bf16* middle = data_of(hidden);
