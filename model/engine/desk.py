@@ -1,25 +1,33 @@
 """Requests that wait for a replica of the model, and word of samples that need no more tokens."""
 
 import collections
+import heapq
+import itertools
 import threading
 from collections.abc import Iterator
 
 from model.engine.scoring import ScoreTicket
 from model.engine.ticket import Sample, Ticket
 
+_LEAD = 4
+"""Arrivals that a request goes before for each token that it may draw more. What takes longest is
+to begin early, or the last rows of a job run alone; and what is short is not to wait for ever."""
+
 
 class Desk:
     """Where requests lie until a replica takes them. Thread-safe.
 
-    A replica takes one when it has room, in order of arrival and no more than its share of all that
-    is unfinished, so that none idles while another has its work waiting.
+    A replica takes one when it has room, and no more than its share of all that is unfinished, so
+    that none idles while another has its work waiting. Requests of one length are taken in order of
+    arrival, longer ones before shorter ones that came a little earlier.
 
     Attributes:
       abandoned: whether everything is to be left as it is.
     """
 
     def __init__(self, replicas: int) -> None:
-        self._requests: collections.deque[Ticket | ScoreTicket] = collections.deque()
+        self._requests: list[tuple[int, int, Ticket | ScoreTicket]] = []
+        self._arrivals = itertools.count()
         self._complete: list[collections.deque[Sample]] = [
             collections.deque() for _ in range(replicas)
         ]
@@ -28,10 +36,11 @@ class Desk:
         self._closed = False
         self.abandoned = False
 
-    def put(self, ticket: Ticket | ScoreTicket) -> None:
-        """Leaves a request to whichever replica has room next."""
+    def put(self, ticket: Ticket | ScoreTicket, tokens: int = 0) -> None:
+        """Leaves a request, which may draw so many tokens, to whichever replica has room next."""
         with self._changed:
-            self._requests.append(ticket)
+            arrival = next(self._arrivals)
+            heapq.heappush(self._requests, (arrival - _LEAD * tokens, arrival, ticket))
             self._changed.notify_all()
 
     def stop(self, sample: Sample) -> None:
@@ -53,7 +62,9 @@ class Desk:
         with self._changed:
             self._loads[replica] = unfinished
             share = -(-(len(self._requests) + sum(self._loads)) // len(self._loads))
-            return self._requests.popleft() if self._requests and unfinished < share else None
+            if not self._requests or unfinished >= share:
+                return None
+            return heapq.heappop(self._requests)[-1]
 
     def stopped(self, replica: int) -> Iterator[Sample]:
         """Samples that were found complete since the last call."""

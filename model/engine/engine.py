@@ -264,7 +264,8 @@ class Engine(Asking):
                 ) from self._failure
             self._open.add(ticket)
         ticket.future.add_done_callback(lambda _: self._open.discard(ticket))
-        self._desk.put(ticket)
+        tokens = ticket.request.params.max_tokens if isinstance(ticket, Ticket) else 0
+        self._desk.put(ticket, tokens)
 
     def _foresee_steering(self) -> None:
         for replica in self._replicas:

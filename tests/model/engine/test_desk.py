@@ -25,6 +25,17 @@ def test_one_replica_takes_everything_in_order():
     assert take_all(desk_with(1, 5), 0) == [0, 1, 2, 3, 4]
 
 
+def test_what_takes_longest_begins_early_and_what_is_short_does_not_wait_for_ever():
+    desk = desk_with(1, 0)
+    for request, tokens in enumerate([10, 250, 10, 250, 250]):
+        desk.put(request, tokens)
+    assert take_all(desk, 0) == [1, 3, 4, 0, 2]
+    desk.put("short", 10)
+    for request in range(2000):
+        desk.put(request, 250)
+    assert take_all(desk, 0).index("short") < 4 * (250 - 10)
+
+
 def test_replicas_take_equal_shares_of_a_few_requests():
     desk = desk_with(3, 8)
     assert take_all(desk, 0) == [0, 1, 2]
