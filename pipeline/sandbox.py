@@ -133,9 +133,17 @@ def _pure(obj: Any, name: Any, value: Any) -> Any:
             f"{name} reads the machine's clock or time zone, and a prompt is the same on all "
             "machines; take it out"
         )
+    if isinstance(obj, datetime.date | datetime.time) and name == "strftime":
+        return _Function("strftime", functools.partial(_formatted, obj))
     if callable(value) and not isinstance(value, jinja2.Undefined):
         return value if isinstance(value, _Function) else _Function(str(name), value)
     return value
+
+
+def _formatted(date: datetime.date | datetime.time, form: str) -> str:
+    if "%s" in form:  # the C library's, which takes the date for the machine's time
+        raise NotPure("%s depends on the machine's time zone; write timestamp() of a date with one")
+    return date.strftime(form)
 
 
 def _reads_clock(obj: datetime.date | datetime.time, name: Any) -> bool:

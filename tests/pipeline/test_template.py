@@ -80,6 +80,7 @@ def test_the_same_text_in_every_process():
         "{{ t.astimezone() }}",
         "{{ t['utcnow']() }}",
         "{{ t|attr('now') }}",
+        "{{ t.strftime('%s') }}",
         "{{ '{0.now}'.format(t) }}",
     ],
 )

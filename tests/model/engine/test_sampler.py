@@ -9,17 +9,21 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from jax.extend.random import threefry_2x32
 
+from model.engine.rules import Rules
 from model.engine.sampler import (
     Rows,
+    change_logits,
     describe,
     draw,
+    filter_logits,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     sample,
 )
-from model.engine.state import empty_knobs
+from model.engine.state import empty_knobs, set_knobs
 from model.engine.tables import empty_masks, empty_tables
+from schemas.sampling import MAX_REPETITION_PENALTY, SamplingParams
 from tests.model.engine import plain
 
 LOGITS = arrays(
@@ -223,3 +227,15 @@ def test_a_draw_is_the_inverse_of_the_running_sum(logits, key, position):
             before = running[at] - some[at] / some.sum()
             assert some[at] > 0
             assert before - 1e-5 <= word / 2**24 <= running[at] + 1e-5
+
+
+@pytest.mark.parametrize("penalty", [MAX_REPETITION_PENALTY, 1 / MAX_REPETITION_PENALTY])
+def test_the_largest_penalties_leave_numbers(penalty):
+    params = SamplingParams(repetition_penalty=penalty, temperature=0.01)
+    some = rows(1, 4)
+    with np.errstate(all="raise"):
+        set_knobs(some.knobs, 0, (0, 0), params, Rules(stop_ids=()))
+    some.tables.counts[0, :2] = 1
+    logits = np.array([[1000, -1000, 0, 5]], np.float32)
+    kept = np.asarray(filter_logits(change_logits(logits, some), some.knobs))
+    assert np.isfinite(kept).all()
