@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import topologies
 
 from model.config import Grok1Config
@@ -163,7 +164,14 @@ def _kernels(text: str, plan: Plan, params: Params) -> dict[str, int]:
     """Calls of our kernels: those that read the cache, and those that read an expert's weights."""
     layers = params["layers"]
     on = {"attention": abstract_cache(plan).keys, "gate": layers["gate"], "down": layers["down"]}
-    return {name: kernels_on(text, _part(jax.tree.leaves(w)[0])) for name, w in on.items()}
+    found = {}
+    for name, weight in on.items():
+        values = jax.tree.leaves(weight)[0]
+        *lead, columns = _part(values)
+        found[name] = kernels_on(text, (*lead, columns))
+        if values.dtype == jnp.int4:  # a GPU's kernel reads them as bytes, two to each
+            found[name] += kernels_on(text, (*lead, columns // 2))
+    return found
 
 
 def _widened(text: str, plan: Plan, params: Params) -> dict[str, int]:

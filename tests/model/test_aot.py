@@ -98,23 +98,34 @@ class Uneven(Question):
 
 
 @pytest.mark.parametrize(
-    ("machine", "weights", "slots", "prefill_rows"),
+    ("machine", "weights", "cache", "slots", "prefill_rows"),
     [
-        ("v5p-4", "int8", 96, 1920),
+        ("v5p-4", "int8", "auto", 96, 1920),
         # Sums over devices are padded: of 96 rows to 128, as many as a key has numbers.
-        ("v6e-8", "int4", 160, 1792),
-        ("h100x8", "int8", 192, 1792),
-        ("h100x8", "int4", 192, 1792),
-        ("a100x8", "int8", 192, 1792),
+        ("v6e-8", "int4", "auto", 160, 1792),
+        ("v6e-8", "int4", "int8", 160, 1792),
+        ("h100x8", "int8", "auto", 192, 1792),
+        ("h100x8", "int4", "auto", 192, 1792),
+        ("h100x8", "int4", "int8", 192, 1792),
+        ("a100x8", "int8", "auto", 192, 1792),
+        ("a100x8", "int8", "int8", 192, 1792),
     ],
 )
-def test_no_weight_is_widened_in_memory(machine, weights, slots, prefill_rows):
+def test_no_weight_is_widened_in_memory(machine, weights, cache, slots, prefill_rows):
     """With sizes by which no step has as many rows as a weight: those would look the same."""
     question = Uneven(
-        machine=machine, config=GROK_1, weights=weights, slots=slots, prefill_rows=prefill_rows
+        machine=machine,
+        config=GROK_1,
+        weights=weights,
+        kv_cache_dtype=cache,
+        slots=slots,
+        prefill_rows=prefill_rows,
     )
     fit = compile_for(question, ("prefill", "score", "decode", "run"))
+    # Nor is a cache of integers: what is not in place is less than it.
+    assert fit.temporaries_bytes < min(GIB, fit.cache_bytes)
     for name, step in fit.steps.items():
+        assert step["kernels"] == KERNELS, name
         assert {"query", "key", "value", "attn_out", "gate", "up", "down"} <= set(step["widened"])
         assert not any(step["widened"].values()), (name, step["widened"])
 

@@ -10,7 +10,7 @@ from model.engine.options import EngineOptions
 from model.engine.programs import Plan, steps
 from model.engine.shapes import Machine, choose_shapes
 from model.fit import Fit, compile_for, find_fit
-from model.layout import choose_layout
+from model.layout import abstract_params, choose_layout
 from model.machines import MACHINES
 from model.numerics import MODES
 from model.room import Question
@@ -100,6 +100,25 @@ def test_all_that_serves_is_compiled_unless_names_are_given(monkeypatch):
 
     assert compiled(None) == list(steps(plan))
     assert compiled(["draw", "decode"]) == ["draw", "decode"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "read"),
+    # A GPU's kernel takes 4-bit weights as bytes, two to each.
+    [("tpu", "s4[64,8,6144,4096]"), ("gpu", "s8[64,8,6144,2048]")],
+)
+def test_kernels_on_4_bit_weights_are_counted(platform, read):
+    numerics, mesh = MODES["bf16"], AbstractMesh((8,), (MODEL,))
+    layout = choose_layout(platform, numerics, "int4")
+    machine = Machine(platform=platform, devices=8, cache_bytes=0)
+    plan = Plan(GROK_1, numerics, layout, choose_shapes(GROK_1, QUESTION.options(), machine), mesh)
+    target = {"tpu": "tpu_custom_call", "gpu": "__gpu$xla.gpu.triton"}[platform]
+    text = (
+        f'%k = bf16[64,4096]{{1,0}} custom-call(%x, %w), custom_call_target="{target}", '
+        f"operand_layout_constraints={{bf16[64,6144]{{1,0}}, {read}{{3,2,1,0}}}}, metadata={{}}"
+    )
+    params = abstract_params(GROK_1, mesh, numerics, layout)
+    assert topology._kernels(text, plan, params) == {"attention": 0, "gate": 1, "down": 0}
 
 
 @pytest.mark.parametrize("hungry", ["score", "draw"])
