@@ -42,10 +42,13 @@ class Limits:
     Attributes:
       products: floating-point operations a second of each library.
       read_rate: bytes of memory a second, by all cores.
+      instruction_rate: operations a second of the multiplying instruction by itself, which no
+        library reaches; 0 where it was not measured.
     """
 
     products: dict[str, float]
     read_rate: float
+    instruction_rate: float = 0.0
 
     @property
     def product_rate(self) -> float:
@@ -109,7 +112,7 @@ def measure() -> Limits:
     if build.load():
         rates["grok1"] = _ours()
     rates |= _onednn()
-    return Limits(rates, _read_rate())
+    return Limits(rates, _read_rate(), _instruction())
 
 
 def _best_seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
@@ -146,34 +149,48 @@ def _onednn() -> dict[str, float]:
     from bench.environments import Environment
 
     environment = Environment("onednn", (ONEDNN,))
-    compiler = shutil.which("g++")
-    if compiler is None:
-        return {}
+    rates = {}
     try:
         environment.make()
         folder = environment.python.parent.parent
+        flags = ["-O2", "-fopenmp", f"-I{folder}/include", f"-L{folder}/lib"]
+        flags += ["-ldnnl", f"-Wl,-rpath,{folder}/lib"]
         with tempfile.TemporaryDirectory() as scratch:
-            program = str(Path(scratch) / "onednn")
-            source = str(Path(__file__).parent / "onednn.cc")
-            flags = ["-std=c++17", "-O2", "-fopenmp", f"-I{folder}/include", f"-L{folder}/lib"]
-            link = ["-ldnnl", f"-Wl,-rpath,{folder}/lib", "-o", program]
-            subprocess.run([compiler, *flags, source, *link], check=True, capture_output=True)
+            program = _compiled("onednn.cc", scratch, *flags)
             sizes = [str(n) for n in (_ROWS // _EXPERTS, _WIDTH, _COLUMNS, _EXPERTS)]
-            passive = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-            rates = {}
             for operands, name in (("bf16", "oneDNN"), ("f32", "oneDNN in float32")):
-                run = subprocess.run(
-                    [program, *sizes, operands],
-                    env=passive,
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                )
-                rates[name] = float(run.stdout) * cores()
-            return rates
+                rates[name] = _told(program, *sizes, operands)
     except (OSError, subprocess.SubprocessError) as error:
         print(f"oneDNN cannot be measured here: {error}")
-        return {}
+    return rates
+
+
+def _instruction() -> float:
+    """The rate of the instruction that this project's kernels multiply with; 0 without them."""
+    if not build.load():
+        return 0.0
+    with tempfile.TemporaryDirectory() as scratch:
+        return _told(_compiled("instruction.cc", scratch, "-O2", *build.features()))
+
+
+def _compiled(source: str, folder: str, *flags: str) -> str:
+    """The program of a file beside this one."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise FileNotFoundError("there is no g++")
+    program = str(Path(folder) / "program")
+    path = str(Path(__file__).parent / source)
+    command = [compiler, "-std=c++17", path, *flags, "-o", program]
+    subprocess.run(command, check=True, capture_output=True)
+    return program
+
+
+def _told(program: str, *arguments: str) -> float:
+    """What a program prints, a rate of one core, for all of them."""
+    passive = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    command = [program, *arguments]
+    run = subprocess.run(command, env=passive, check=True, capture_output=True, text=True)
+    return float(run.stdout) * cores()
 
 
 def _read_rate() -> float:

@@ -84,7 +84,10 @@ def _spread(
 def _limit(result: dict[str, Any]) -> str:
     rates = ", ".join(f"{k} {v / 1e9:,.0f}" for k, v in result["limits"]["products"].items())
     read = result["limits"]["read_rate"] / 1e9
-    return f"{rates} GFLOP/s of bfloat16 products, {read:,.0f} GB/s of memory read"
+    limits = f"{rates} GFLOP/s of bfloat16 products, {read:,.0f} GB/s of memory read"
+    if instruction := result["limits"].get("instruction_rate"):
+        limits += f"; the multiplying instruction by itself {instruction / 1e9:,.0f} GFLOP/s"
+    return limits
 
 
 def _others(result: dict[str, Any]) -> list[str]:

@@ -67,9 +67,9 @@ def kind() -> str:
     return _FASTER if _FASTER in _cpu_flags() else _FEATURES[0]
 
 
-def _flags() -> list[str]:
-    features = dict.fromkeys((*_FEATURES, kind()))
-    return [*_FLAGS, *("-m" + name.replace("_", "") for name in features)]
+def features() -> list[str]:
+    """The compiler's flags for what is used of this CPU."""
+    return ["-m" + name.replace("_", "") for name in dict.fromkeys((*_FEATURES, kind()))]
 
 
 def _compiler() -> str | None:
@@ -84,7 +84,7 @@ def _built() -> Path:
     compiler = _compiler()
     assert compiler is not None
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    choices = [jaxlib.__version__, platform.machine(), *_flags()]
+    choices = [jaxlib.__version__, platform.machine(), *_FLAGS, *features()]
     texts = [path.read_bytes() for path in [*sources, *sorted(here.glob("*.h"))]]
     digest = hashlib.blake2b(digest_size=12)
     for fact in [version, *map(str.encode, choices), *texts]:
@@ -104,7 +104,8 @@ def _compile(compiler: str, sources: list[Path], library: Path) -> None:
         done = subprocess.run(
             [
                 compiler,
-                *_flags(),
+                *_FLAGS,
+                *features(),
                 f"-isystem{jax.ffi.include_dir()}",
                 *map(str, sources),
                 "-o",
