@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from model.engine.scoring import ScoreTicket
 from model.engine.ticket import Sample, Ticket
 
-_LEAD = 4
-"""Arrivals that a request goes before for each token that it may draw more. What takes longest is
-to begin early, or the last rows of a job run alone; and what is short is not to wait for ever."""
+LONGEST_LEAD = 16
+"""How far the longest request goes before what came earlier, in sequences that a replica decodes at
+once. What takes longest is to begin early, or the last rows of a job run alone; and what is short
+is not to wait for ever."""
 
 
 class Desk:
@@ -25,8 +26,10 @@ class Desk:
       abandoned: whether everything is to be left as it is.
     """
 
-    def __init__(self, replicas: int) -> None:
-        self._requests: list[tuple[int, int, Ticket | ScoreTicket]] = []
+    def __init__(self, replicas: int, lead: float = 0.0) -> None:
+        """A request goes before so many earlier ones for each token that it may draw more."""
+        self._lead = lead
+        self._requests: list[tuple[float, int, Ticket | ScoreTicket]] = []
         self._arrivals = itertools.count()
         self._complete: list[collections.deque[Sample]] = [
             collections.deque() for _ in range(replicas)
@@ -40,7 +43,7 @@ class Desk:
         """Leaves a request, which may draw so many tokens, to whichever replica has room next."""
         with self._changed:
             arrival = next(self._arrivals)
-            heapq.heappush(self._requests, (arrival - _LEAD * tokens, arrival, ticket))
+            heapq.heappush(self._requests, (arrival - self._lead * tokens, arrival, ticket))
             self._changed.notify_all()
 
     def stop(self, sample: Sample) -> None:

@@ -13,7 +13,7 @@ from model import evaluation
 from model.config import Grok1Config
 from model.engine.asking import Asking
 from model.engine.cache import shared_prefix_tokens
-from model.engine.desk import Desk
+from model.engine.desk import LONGEST_LEAD, Desk
 from model.engine.intake import Intake
 from model.engine.leaving import close_at_exit
 from model.engine.load import Loaded, Progress, load
@@ -57,7 +57,8 @@ class Engine(Asking):
         self._plan = plan
         self._load_seconds = loaded.seconds
         self._options = loaded.options
-        self._desk = Desk(len(loaded.copies))
+        lead = LONGEST_LEAD * plan.shapes.rows / self.max_context
+        self._desk = Desk(len(loaded.copies), lead)
         self._finisher = Finisher(loaded.tokenizer, self._desk.stop)
         self._replicas = [
             Replica(index, copy, self._desk, self._finisher, loaded.options.row_deadline)

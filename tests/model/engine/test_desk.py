@@ -7,8 +7,8 @@ import pytest
 from model.engine.desk import Desk
 
 
-def desk_with(replicas, requests):
-    desk = Desk(replicas)
+def desk_with(replicas, requests, lead=0.0):
+    desk = Desk(replicas, lead)
     for request in range(requests):
         desk.put(request)
     return desk
@@ -26,7 +26,7 @@ def test_one_replica_takes_everything_in_order():
 
 
 def test_what_takes_longest_begins_early_and_what_is_short_does_not_wait_for_ever():
-    desk = desk_with(1, 0)
+    desk = desk_with(1, 0, lead=4)
     for request, tokens in enumerate([10, 250, 10, 250, 250]):
         desk.put(request, tokens)
     assert take_all(desk, 0) == [1, 3, 4, 0, 2]
