@@ -6,6 +6,7 @@ the file, which is a stranger's, is gone through first: a protocol buffer's oute
 ``sentencepiece_model.proto`` numbers them.
 """
 
+import itertools
 from collections.abc import Iterator
 
 _MAX_PIECES = 1 << 20
@@ -19,6 +20,12 @@ _MAX_REPLACEMENT_BYTES = 64
 
 _MAX_TEST_BYTES = 1 << 20
 """Texts that the library encodes whenever it reads the file."""
+
+_MAX_FIELDS = 2 * _MAX_PIECES
+"""Outer and inner together: a file of small unknown ones would take long to go through."""
+
+_MAX_TAG = 0xFFFFFFFF
+"""The library keeps only so many bits, and would see another field than is seen here."""
 
 _PIECES, _NORMALIZER, _TEST, _DENORMALIZER = 1, 3, 4, 5
 _CHARSMAP = 2
@@ -37,7 +44,8 @@ def check(model: bytes) -> None:
       MalformedModel: it is no protocol buffer, or asks for more than a tokenizer needs.
     """
     pieces = tests = 0
-    for number, start, stop in _fields(model, 0, len(model)):
+    counter = itertools.count(1)
+    for number, start, stop in _fields(model, 0, len(model), counter):
         if number == _PIECES:
             pieces += 1
             if pieces > _MAX_PIECES:
@@ -48,7 +56,7 @@ def check(model: bytes) -> None:
                     f"more than the {_MAX_PIECE_BYTES} expected"
                 )
         elif number in (_NORMALIZER, _DENORMALIZER):
-            for inner, at, end in _fields(model, start, stop):
+            for inner, at, end in _fields(model, start, stop, counter):
                 if inner == _CHARSMAP:
                     _check_charsmap(model[at:end])
         elif number == _TEST:
@@ -68,10 +76,17 @@ def _check_charsmap(data: bytes) -> None:
         )
 
 
-def _fields(data: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Each field's number, and where its value begins and ends."""
+def _fields(
+    data: bytes, at: int, stop: int, counter: Iterator[int]
+) -> Iterator[tuple[int, int, int]]:
+    """Each field's number, and where its value begins and ends; all are counted together."""
     while at < stop:
+        if next(counter) > _MAX_FIELDS:
+            raise MalformedModel(f"it has more than {_MAX_FIELDS} fields")
+        begin = at
         tag, at = _varint(data, at, stop)
+        if tag > _MAX_TAG or (at - begin > 1 and not data[at - 1]):
+            raise MalformedModel("it is cut short or damaged")
         number, wire = tag >> 3, tag & 7
         if wire == 2:
             length, at = _varint(data, at, stop)

@@ -18,6 +18,9 @@ from schemas.error import SetupError
 _MAX_BYTES = 64 << 20
 """The released model has 2 MB; a tokenizer is an untrusted file."""
 
+_MOST_JOINED = 8
+"""Characters that may join to what stands before; a stranger's model may have all do so."""
+
 _SPACE = "▁"
 
 
@@ -141,15 +144,20 @@ class Tokenizer:
           ValueError: the text holds a lone surrogate.
         """
         begun: list[int] = []
-        while True:
+        for _ in range(_MOST_JOINED):
             for before in ("\n", "="):
                 lead, ids = self.encode_batch([before, before + text])
                 if ids[: len(lead)] == lead:
                     return begun + ids[len(lead) :]
             # The text begins with what a piece joins to either.
-            first = [self.byte_id(bytes([byte])) for byte in text[0].encode()]
-            begun += [self.unk_id if i is None else i for i in first]
+            begun += self._spelled(text[0])
             text = text[1:]
+        return begun + self._spelled(text)
+
+    def _spelled(self, text: str) -> list[int]:
+        """A text byte by byte; a byte that has no piece is unknown."""
+        ids = (self.byte_id(bytes([byte])) for byte in text.encode())
+        return [self.unk_id if i is None else i for i in ids]
 
     def byte_id(self, byte: bytes) -> int | None:
         """The id of the piece that stands for one byte, where the model has such."""

@@ -23,6 +23,14 @@ def field(number: int, value: int | float | str | bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 
+def overlong(field: bytes, last: int = 0x10) -> bytes:
+    """The same field, numbered below 16, behind a tag of five bytes.
+
+    Of the last byte's bits, a protocol buffer's reader keeps four: it is the same field to it.
+    """
+    return bytes([field[0] | 128, 128, 128, 128, last]) + field[1:]
+
+
 def piece(text: str | bytes, score: float = 0.0, kind: int = NORMAL) -> bytes:
     return field(1, field(1, text) + field(2, score) + field(3, kind))
 

@@ -32,7 +32,7 @@ def main() -> int:
     failed = []
     for name in targets.TARGETS:
         with tempfile.TemporaryDirectory() as corpus:
-            seeds = list(targets.seeds(name))
+            seeds = [*targets.seeds(name), *targets.bad_seeds(name)]
             for i, seed in enumerate(seeds):
                 pathlib.Path(corpus, str(i)).write_bytes(seed)
             limits = [

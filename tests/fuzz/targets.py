@@ -163,6 +163,19 @@ def check(name: str, data: bytes) -> bool:
     return True
 
 
+def bad_seeds(name: str) -> Iterator[bytes]:
+    """Files that are refused, from which it is not far to others that should be."""
+    if name == "tokenizer":
+        field, overlong = sentencepiece_models.field, sentencepiece_models.overlong
+        table = field(2, sentencepiece_models.charsmap())
+        for hidden in (
+            overlong(field(3, table)),
+            field(3, overlong(table)),
+            overlong(sentencepiece_models.piece("ab")),
+        ):
+            yield sentencepiece_models.model() + hidden
+
+
 def seeds(name: str) -> Iterator[bytes]:
     """Good files of small models, from which to stray."""
     tiny = PRESETS["tiny"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests import sentencepiece_models as models
 from tests.fuzz import targets
-from tests.fuzz.targets import CUT, Broken, check, seeds
+from tests.fuzz.targets import CUT, Broken, bad_seeds, check, seeds
 
 MOST_MEMORY = 64 << 20
 
@@ -17,7 +17,7 @@ MOST_MEMORY = 64 << 20
 @st.composite
 def strays(draw, name: str) -> bytes:
     """A good file with some bytes of it gone, doubled or put in."""
-    data = draw(st.sampled_from(list(seeds(name))))
+    data = draw(st.sampled_from([*seeds(name), *bad_seeds(name)]))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
         stop = min(len(data), start + draw(st.sampled_from([0, 1, 2, 4, 8, 64, 1 << 20])))
@@ -60,6 +60,11 @@ def _checked(name: str, data: bytes) -> None:
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_good_files_are_taken(name):
     assert all(check(name, seed) for seed in seeds(name))
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_bad_files_are_refused(name):
+    assert not any(check(name, seed) for seed in bad_seeds(name))
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)

@@ -98,10 +98,31 @@ def test_its_own_tests_are_short():
         b"\x10" + b"\xff" * 10 + b"\x01",  # a number of more than 64 bits
         b"\x00\x00",  # no field has this number
         field(3, b"\x12\x05a"),  # cut short inside
+        models.overlong(field(3, b"")),  # the library drops the bit that makes it another field
+        models.overlong(field(3, b""), 0),  # a tag longer than need be
+        field(3, models.overlong(field(2, b""))),
     ],
 )
 def test_what_is_no_protocol_buffer(tail):
     _refused(models.model() + tail, "it is cut short or damaged")
+
+
+@pytest.mark.parametrize("last", [0, 0x10, 0x20, 0x40])
+def test_no_field_hides_behind_a_long_tag(last):
+    """The library would take up the book, or the pieces."""
+    book = models.charsmap(of_a=b"b" * 1_000_000)
+    for hidden in (
+        models.overlong(field(3, field(2, book)), last),
+        field(3, models.overlong(field(2, book), last)),
+        models.overlong(field(1, b""), last) * 3,
+    ):
+        _refused(models.model() + hidden, "it is cut short or damaged")
+
+
+@pytest.mark.parametrize("wrap", [bytes, lambda data: field(3, data)])
+def test_fields_are_no_more_than_a_model_needs(wrap):
+    """Going through them all would take seconds."""
+    _refused(models.model() + wrap(b"\xe0\x0c\x00" * (5 << 20)), "it has more than 2097152 fields")
 
 
 def test_groups_are_refused():
@@ -118,3 +139,20 @@ def test_a_model_that_joins_all_that_it_can_encodes_inside_a_text():
     joins = b"".join(piece(text) for text in ("\n", "=", "\na", "=a"))
     tokenizer = Tokenizer(models.model(joins))
     assert tokenizer.encode_inside("a" * 1500) == [tokenizer.unk_id] * 1500
+
+
+def test_a_model_that_joins_all_that_it_can_takes_no_longer_for_long_texts(monkeypatch):
+    joins = b"".join(piece(text) for text in ("\n", "=", "\na", "=a"))
+    tokenizer = Tokenizer(models.model(joins))
+    asked = []
+    encode = Tokenizer.encode_batch
+
+    def counted(self, texts, bos=False):
+        asked.append(texts)
+        return encode(self, texts, bos)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", counted)
+    assert len(tokenizer.encode_inside("a" * 100_000)) == 100_000
+    assert len(asked) < 50
+    # What can stand by itself a little further on does so.
+    assert tokenizer.encode_inside("aaad") == [tokenizer.unk_id] * 3 + tokenizer.encode("d")[1:]
