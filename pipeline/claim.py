@@ -13,7 +13,7 @@ from pipeline.dataflow.record import SUBMISSION, refuse_second
 from pipeline.options_record import to_record
 from pipeline.storage import Folder
 from pipeline.strikes import STRIKES
-from schemas.error import SetupError
+from schemas.error import ErrorCode, RowError, SetupError
 
 if TYPE_CHECKING:
     from pipeline.prepare import Job
@@ -142,6 +142,11 @@ def _same_run(
             folder.remove([SUCCESS, *RESULTS])
             folder.replace(JOB, (json.dumps(grown, indent=1) + "\n").encode())
             return run_id
+        if unread := _unread(before, planned):
+            raise SetupError(
+                f"{unread.message}; {_shown(folder)} holds a run with rows of that file: start "
+                "again when it can be read, or choose another --output folder"
+            )
         raise SetupError(
             f"{_shown(folder)} holds a run over another input: "
             f"{_difference(before, planned)}; {remedy}"
@@ -155,6 +160,13 @@ def _extends(old: Sequence[plan.PlannedFile], new: Sequence[plan.PlannedFile]) -
         before.path == after.path and (before.fault or before.content == after.content)
         for before, after in zip(old, new, strict=False)
     )
+
+
+def _unread(old: Sequence[plan.PlannedFile], new: Sequence[plan.PlannedFile]) -> RowError | None:
+    """What is wrong with a file that could be read before and cannot be now."""
+    good = {file.path for file in old if file.fault is None}
+    faults = (file.fault for file in new if file.path in good and file.fault is not None)
+    return next((fault for fault in faults if fault.code == ErrorCode.INPUT_UNREADABLE), None)
 
 
 def _difference(old: Sequence[plan.PlannedFile], new: Sequence[plan.PlannedFile]) -> str:

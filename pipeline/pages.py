@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.checkpoint.answers import Answer, answer
 from pipeline import page_header
 
 _MOST_BLANKS = 64
@@ -50,9 +51,13 @@ def is_corrupt(error: Exception) -> bool:
     """Whether a reader's error says that the file's bytes are bad, not that they were out of reach.
 
     Stores raise their own errors through the reader; those of the reader itself carry no number.
+    S3's client has the disk's number for what it does not know, and names the cause.
     """
+    if answer(error)[0] is not Answer.NONE:
+        return False
     if isinstance(error, OSError):
-        return error.errno in (None, errno.EIO) and type(error) is OSError
+        numbers = (None, errno.EIO) if error.__cause__ is None else (None,)
+        return error.errno in numbers and type(error) is OSError
     return isinstance(error, pa.ArrowException)
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
+from model.checkpoint.answers import Answer, answer
 from pipeline.footer import read_footer
 from schemas.error import ErrorCode, RowError, SetupError
 
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "created")
 
 _HTTP = ("http://", "https://")
-_REFUSALS, _ABSENT = (401, 403), (404, 410)
-"""What a web server answers where it does not let one in, and where there is nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,11 @@ def list_inputs(
 
 
 def read_footers(listed: Iterable[Listed]) -> list[Shard]:
-    """The footers of all files, read in parallel; a file without a readable one has a fault."""
+    """The footers of all files, read in parallel; a file without a readable one has a fault.
+
+    Raises:
+      OutOfReach: a store does not answer, which says nothing of its file.
+    """
 
     def read(file: Listed) -> Shard:
         if file.refused:
@@ -115,6 +118,8 @@ def read_footers(listed: Iterable[Listed]) -> list[Shard]:
             return Shard(file=file, fault=RowError(ErrorCode.INPUT_UNREADABLE, message))
         try:
             end, metadata = read_footer(file.url, file.size)
+        except files.OutOfReach:
+            raise
         except SetupError as error:
             return Shard(file=file, fault=RowError(ErrorCode.INPUT_UNREADABLE, str(error)))
         return Shard(file=file, footer=end_digest(end), metadata=metadata)
@@ -189,27 +194,16 @@ def _info(fs: Any, path: str, url: str) -> dict[str, Any] | None:
     """
     try:
         return fs.info(path)
-    except PermissionError as error:
-        return _refused(error.strerror or str(error) or "permission denied", url)
-    except FileNotFoundError as error:
-        why = refusal(error)
-        return None if why is None else _refused(why, url)
-
-
-def refusal(error: FileNotFoundError) -> str | None:
-    """Why a web server does not give a file, or None if there is none.
-
-    The web's client reports whatever a server answers as a file that is missing.
-
-    Raises:
-      Exception: the server is out of reach, and has said neither.
-    """
-    status = getattr(error.__cause__, "status", None)
-    if status in _REFUSALS:
-        return f"its server answers {status}"
-    if status is None or status in _ABSENT:
-        return None
-    raise (error.__cause__ or error) from None
+    except Exception as error:
+        said, why = answer(error)
+        if said is Answer.REFUSED:
+            reason = getattr(error, "strerror", None) or str(error) or "permission denied"
+            return _refused(why or reason, url)
+        if said is Answer.GONE:
+            return None
+        if isinstance(error, FileNotFoundError):  # which says only the name
+            raise (error.__cause__ or error) from None
+        raise
 
 
 def _refused(why: str, url: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A file's rows as a stream, cut into chunks; what cannot be read is a fault of just those rows."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
+from model.checkpoint.answers import Answer, answer
 from pipeline.footer import read_footer
 from pipeline.pages import is_corrupt, salvage
 from pipeline.plan import Chunk, PlannedFile
-from pipeline.shards import end_digest, refusal, version_of
+from pipeline.shards import end_digest, version_of
 from pipeline.storage import open_parquet
 from schemas.error import ErrorCode, RowError, SetupError
 
@@ -93,12 +95,8 @@ def _nulls(rows: int, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _opened(url: str) -> Any:
-    try:
+    with _answers(url):
         return open_parquet(url, _BUFFER_BYTES // 16)
-    except FileNotFoundError as error:
-        raise _missing(url, error) from None
-    except PermissionError:
-        raise _forbidden(url) from None
 
 
 def _runs(
@@ -111,12 +109,16 @@ def _runs(
             source, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True
         )
     except Exception as error:
+        if not is_corrupt(error):
+            with _answers(url):
+                raise
         raise _unreadable(url, error) from error
     wanted, first = _row_groups(parquet.metadata, chunks)
 
     def stream() -> Iterator[_Run]:
         for group in wanted:
-            yield from _group(source, parquet, group, url, schema)
+            with _answers(url):
+                yield from _group(source, parquet, group, url, schema)
 
     return stream(), first
 
@@ -131,8 +133,6 @@ def _group(
     while True:
         try:
             batch = next(batches, None)
-        except PermissionError:
-            raise _forbidden(url) from None
         except Exception as error:
             if not is_corrupt(error):
                 raise
@@ -241,18 +241,17 @@ def _conformed(batch: pa.RecordBatch, schema: pa.Schema, url: str) -> _Run:
 def _check_unchanged(url: str, file: PlannedFile) -> None:
     fs, path = files.split(url)
     fs.invalidate_cache(fs._parent(path))
-    try:
+    with _answers(url):
         info = fs.info(path)
-    except FileNotFoundError as error:
-        raise _missing(url, error) from None
-    except PermissionError:
-        raise _forbidden(url) from None
     # A web server's listing says less of a file than the server does when asked for it.
     if info["size"] == file.size and file.version in ("", version_of(info)):
         return
     # A copy or a touch gives the same content another version.
     try:
-        same = end_digest(read_footer(url, info["size"])[0]) == file.footer
+        with _answers(url):
+            same = end_digest(read_footer(url, info["size"])[0]) == file.footer
+    except files.OutOfReach:
+        raise
     except SetupError:
         same = False
     if info["size"] != file.size or not same:
@@ -260,15 +259,23 @@ def _check_unchanged(url: str, file: PlannedFile) -> None:
         raise _FileFault(ErrorCode.INPUT_CHANGED, message)
 
 
-def _missing(url: str, error: FileNotFoundError) -> _FileFault:
-    why = refusal(error)
-    if why is not None:
-        return _forbidden(url, f": {why}")
-    return _FileFault(ErrorCode.INPUT_CHANGED, f"{files.redact(url)} is gone")
-
-
-def _forbidden(url: str, why: str = "") -> _FileFault:
-    return _FileFault(ErrorCode.INPUT_UNREADABLE, f"{files.redact(url)} may not be read{why}")
+@contextlib.contextmanager
+def _answers(url: str) -> Iterator[None]:
+    """Takes what a store says of a file for a fault of the file, and lets pass all else."""
+    try:
+        yield
+    except _FileFault:
+        raise
+    except Exception as error:
+        said, why = answer(error)
+        if said is Answer.REFUSED or isinstance(error, files.Refused):
+            message = f"{files.redact(url)} may not be read{why and f': {why}'}"
+            raise _FileFault(ErrorCode.INPUT_UNREADABLE, message) from None
+        if said is Answer.GONE or isinstance(error, files.Gone):
+            raise _FileFault(ErrorCode.INPUT_CHANGED, f"{files.redact(url)} is gone") from None
+        if isinstance(error, FileNotFoundError):  # which says only the name
+            raise (error.__cause__ or error) from None
+        raise
 
 
 def _unreadable(url: str, reason: object) -> _FileFault:

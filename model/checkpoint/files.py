@@ -5,6 +5,7 @@ local path, relative or with ``~``. Faults are ``SetupError``, whatever the stor
 """
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
+from model.checkpoint.answers import Answer, answer
 from schemas.error import SetupError
 
 _T = TypeVar("_T")
@@ -32,6 +34,18 @@ _QUERY = re.compile(r"(\w://[^?\s]*)\?[^\s'\"]+(?:['\"][^\s'\",;:.)\]]+)*")
 _HTTP = re.compile(r"(?:^|::)https?://")
 _URL_USER = re.compile(r"(?<=://)(?:[^/:]*:.*|[^/]*)@", re.DOTALL)
 _HOST_USER = re.compile(r"(?<=://)[^/]*@")
+
+
+class Gone(SetupError):
+    """There is no such file."""
+
+
+class Refused(SetupError):
+    """This account may not do that with the file."""
+
+
+class OutOfReach(SetupError):
+    """The store has not answered: another time it may."""
 
 
 def redact(url: str) -> str:
@@ -233,22 +247,36 @@ def _cut(url: str) -> tuple[str, str, str]:
 
 @contextlib.contextmanager
 def faults(action: str, url: str) -> Iterator[None]:
-    """Tells any fault in one sentence: what could not be done with which file, and why."""
+    """Tells any fault in one sentence: what could not be done with which file, and why.
+
+    Raises:
+      Gone, Refused: what the store said.
+      OutOfReach: it has said neither.
+      SetupError: as it was raised inside.
+    """
     try:
         yield
     except SetupError:
         raise
-    except FileNotFoundError:
-        raise SetupError(
-            f"cannot {action} {redact(url)}: no such file or bucket; check how it is spelled"
-        ) from None
     except Exception as error:  # each store's client brings exception classes of its own
+        said, _ = answer(error)
+        if said is Answer.GONE:
+            raise Gone(
+                f"cannot {action} {redact(url)}: no such file or bucket; check how it is spelled"
+            ) from None
+        if isinstance(error, FileNotFoundError):  # which says only the name
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         reason = " ".join(without_secrets(str(error), url).split())[:300]
-        # Without its cause: that may quote the URL as it is.
-        raise SetupError(
+        sentence = (
             f"cannot {action} {redact(url)}: {reason or type(error).__name__}; check the path, and "
             "this account's rights to it"
-        ) from None
+        )
+        # Without its cause: that may quote the URL as it is.
+        if said is Answer.REFUSED:
+            raise Refused(sentence) from None
+        if type(error) is OSError and error.errno == errno.EIO and error.__cause__ is None:
+            raise SetupError(sentence) from None  # a disk says so of its own bytes
+        raise OutOfReach(f"{sentence}, or start again if its store is out of reach") from None
 
 
 def without_secrets(text: str, url: str) -> str:
