@@ -37,24 +37,30 @@ class Template:
             import jinja2
             import jinja2.meta
 
-            from pipeline import sandbox
+            from pipeline import sandbox, template_values
         except ImportError:
             raise SetupError(f"{flag} needs Jinja2: pip install 'grok1-batch[templates]'") from None
         environment = sandbox.Environment()
         try:
             text.encode()
             tree = environment.parse(text)
-            _refuse_chance(tree, flag)
+            _refuse(tree, flag)
             self._own = _without_self(tree)
             inverse = {own: name for name, own in self._own.items()}
             found = jinja2.meta.find_undeclared_variables(tree)
             self.names = sorted(inverse.get(name, name) for name in found)
+            sandbox.write_out(tree)
             self._template = environment.from_string(tree, globals=sandbox.GLOBALS)
         except jinja2.TemplateSyntaxError as error:
             raise SetupError(f"{flag}, line {error.lineno}: {error.message}; correct it") from None
         except UnicodeEncodeError:
             raise SetupError(f"{flag} is not valid UTF-8; write it anew") from None
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise SetupError(f"{flag} cannot be compiled: {error}; correct it") from None
+        except (RecursionError, SyntaxError, MemoryError):
+            raise SetupError(f"{flag} is nested too deeply; make it flatter") from None
         self._functions, self._refused = sandbox.GLOBALS, (sandbox.IsNull, sandbox.NotPure)
+        self._data, self._max_size = template_values.data, template_values.MAX_SIZE
 
     def columns(self, available: Collection[str]) -> list[str]:
         """The columns that it reads of a table with these, in order, and those that are missing."""
@@ -71,24 +77,42 @@ class Template:
                 raise TemplateFailed(f"column {name!r} {row[name]}")
         is_null, not_pure = self._refused
         try:
-            return self._template.render(
-                {self._own.get(name, name): row[name] for name in self.names if name in row}
-            )
+            values = {
+                self._own.get(name, name): self._data(row[name])
+                for name in self.names
+                if name in row
+            }
+            return self._text(values)
         except is_null:
             nulls = [name for name in self.columns(row) if row.get(name) is None]
             what = f"column {nulls[0]!r}" if nulls else "a value that it writes"
             raise TemplateFailed(f"{what} is null") from None
         except not_pure as fault:
             raise TemplateFailed(str(fault)) from None
+        except TemplateFailed:
+            raise
         except Exception as error:  # filters and methods raise what they like
             reason = " ".join(str(error).split())[:200]
             raise TemplateFailed(f"{type(error).__name__}: {reason}") from None
 
+    def _text(self, values: Mapping[str, Any]) -> str:
+        pieces, size = [], 0
+        for piece in self._template.generate(values):
+            pieces.append(piece)
+            size += len(piece)
+            if size > self._max_size:
+                raise TemplateFailed("the text is too large")
+        return "".join(pieces)
 
-def _refuse_chance(tree: "jinja2.nodes.Template", flag: str) -> None:
-    """Raises SetupError for what of Jinja2 draws."""
+
+def _refuse(tree: "jinja2.nodes.Template", flag: str) -> None:
+    """Raises SetupError for what of Jinja2 draws, and for what reads other templates."""
     from jinja2 import nodes
 
+    for other in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
+        raise SetupError(
+            f"{flag}, line {other.lineno}: there are no other templates to read; write it in here"
+        )
     for used in tree.find_all(nodes.Filter):
         if used.name == "random":
             raise SetupError(
