@@ -5,7 +5,7 @@ from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from schemas.checks import InvalidParameter, items
+from schemas.checks import InvalidParameter, boolean, items
 from schemas.sampling import SamplingParams
 
 
@@ -29,6 +29,8 @@ def sampling_values(options: Mapping[str, Any], max_gen_toks: int) -> dict[str, 
             )  # fmt: skip
     given.pop("best_of", None)
     _check_numbers(given)
+    if "do_sample" in given:  # the harness takes any text for true
+        given["do_sample"] = boolean("do_sample", given["do_sample"])
     asked = dict(normalize_gen_kwargs(given, max_gen_toks))
     sampled = asked.pop("do_sample", False)
     asked.setdefault("temperature", 1.0 if sampled else 0.0)
@@ -48,6 +50,8 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
     lengths = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
     for name in ("temperature", *lengths):
         try:
-            float(given.get(name, 0))
-        except (TypeError, ValueError):
+            number = float(given.get(name, 0))
+        except (TypeError, ValueError, OverflowError):
             raise InvalidParameter(name, f"must be a number, got {given[name]!r:.40}") from None
+        if name in lengths and not number.is_integer():  # false for nan and infinity, too
+            raise InvalidParameter(name, f"must be an integer, got {given[name]!r:.40}")

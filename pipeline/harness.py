@@ -23,6 +23,7 @@ from lm_eval.api.registry import register_model
 
 from model.generation import sampling_values
 from pipeline.completions import read_completions
+from schemas.checks import InvalidParameter
 from schemas.completion import SUCCEEDED
 from schemas.error import SetupError
 
@@ -54,7 +55,8 @@ def requests_table(kind: str, requests: Sequence["Instance"], max_gen_toks: int 
       them sets.
 
     Raises:
-      InvalidParameter: a task asks for what is no sampling parameter.
+      InvalidParameter: a task asks for what is no sampling parameter, or tasks give one of them
+        values of types that no column can hold together.
     """
     rows = []
     for key, asked in zip(_keys(requests), requests, strict=True):
@@ -64,7 +66,16 @@ def requests_table(kind: str, requests: Sequence["Instance"], max_gen_toks: int 
             row |= sampling_values(asked.args[1], max_gen_toks)
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        raise InvalidParameter(
+            name, "has values of differing types in these tasks; write the tasks down apart"
+        ) from None
 
 
 def _keys(requests: Sequence["Instance"]) -> Iterator[tuple[Any, ...]]:

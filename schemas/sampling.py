@@ -204,6 +204,8 @@ class SamplingParams:
           InvalidParameter: a value is out of bounds, or a name is unknown.
         """
         given = {ALIASES.get(name, name): v for name, v in values.items() if v is not None}
+        if checks.plain(given.get("guided_json_object")) is False:  # in a row beside others
+            del given["guided_json_object"]
         for name in [name for name in given if name in SHORTHANDS]:
             if "structured_outputs" in given:
                 raise InvalidParameter(name, "must be the only constraint of its row")
@@ -233,7 +235,7 @@ def _max_tokens(name: str, value: Any) -> int:
 
 
 def _logprobs(name: str, value: Any) -> int | None:
-    value = 1 if value is True else value  # as vLLM has it
+    value = 1 if checks.plain(value) is True else value  # as vLLM has it
     return checks.integer(0, MAX_LOGPROBS, optional=True)(name, value)
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from schemas.checks import InvalidParameter, boolean, parsed, short, strings
+from schemas.checks import InvalidParameter, boolean, parsed, plain, short, strings
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object")
 """The ways to say it; exactly one is given."""
@@ -51,7 +51,8 @@ def structured(name: str, value: Any) -> StructuredOutputs | None:
     if not isinstance(value, Mapping):
         raise InvalidParameter(name, f"must be an object, got {short(value)}")
     # A struct column has every field in every row, and so have the settings of a run.
-    given = {key: item for key, item in value.items() if item is not None and item is not False}
+    items = {key: plain(item) for key, item in value.items()}
+    given = {key: item for key, item in items.items() if item is not None and item is not False}
     if unknown := [key for key in given if key not in _FIELDS]:
         raise InvalidParameter(name, f"has no {short(unknown[0])}, only {', '.join(_FIELDS)}")
     if len(kinds := [kind for kind in KINDS if kind in given]) != 1:

@@ -3,11 +3,13 @@
 import pathlib
 import subprocess
 import sys
+import types
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
+from schemas.checks import InvalidParameter
 from schemas.error import SetupError
 from tests.lm_eval_tasks import QUESTIONS, TASKS, TEXTS, evaluate, write_tasks
 
@@ -33,6 +35,19 @@ def requests(folder):
     arguments = {"to": str(folder / "requests"), "max_gen_toks": 128}
     evaluate(folder, "grok1-requests", arguments, predict_only=True)
     return folder / "requests"
+
+
+def test_values_that_no_column_can_hold_are_told_by_name():
+    from pipeline.harness import requests_table
+
+    asked = [
+        types.SimpleNamespace(
+            task_name="a", doc_id=doc, idx=0, args=("p", {"logit_bias": bias, "until": []})
+        )
+        for doc, bias in enumerate([{"1": 2.0}, [[1, 2.0]]])
+    ]
+    with pytest.raises(InvalidParameter, match=r"^logit_bias has values of differing types"):
+        requests_table("generate_until", asked)
 
 
 @pytest.fixture(scope="module")

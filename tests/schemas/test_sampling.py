@@ -147,6 +147,7 @@ def test_logprobs_may_be_asked_for_as_in_vllm():
     assert SamplingParams(logprobs=True, prompt_logprobs=True) == SamplingParams(
         logprobs=1, prompt_logprobs=1
     )
+    assert SamplingParams(logprobs=np.True_) == SamplingParams(logprobs=1)
 
 
 def test_greedy_has_one_sample():

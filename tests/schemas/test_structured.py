@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from schemas.checks import InvalidParameter
@@ -69,6 +70,20 @@ def test_shorthands(name, kind):
     job = SamplingParams(structured_outputs={"regex": "of the job"})
     assert job.override({name: value}) == job.override({"structured_outputs": {kind: value}})
     assert job.override({name: None}) is job
+
+
+@pytest.mark.parametrize("false", [False, np.False_])
+def test_a_shorthand_that_is_false_is_not_there(false):
+    job = SamplingParams(structured_outputs={"regex": "of the job"})
+    assert job.override({"guided_json_object": false}) is job
+    both = {"guided_json_object": false, "guided_regex": "a"}
+    assert job.override(both) == job.override({"guided_regex": "a"})
+
+
+def test_scalars_of_numpy_are_no_others():
+    params = SamplingParams(structured_outputs={"json_object": np.True_, "regex": None})
+    assert params.structured_outputs.json_object is True
+    json.dumps(params.result_settings())
 
 
 def test_one_constraint_a_row():
