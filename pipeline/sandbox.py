@@ -86,6 +86,7 @@ class Environment(ImmutableSandboxedEnvironment):
         self.filters["attr"] = self.getattr
         self.filters[_WRITTEN] = finalize
         self.tests["none"] = lambda value: value is None or value is NULL
+        self.tests["sameas"] = lambda value, other: data(value) is data(other)
         self.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _json}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -174,7 +175,8 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def filtered(*args: Any, **options: Any) -> Any:
         inner = 1 if isinstance(args[0], Context | EvalContext | jinja2.Environment) else 0
         value, *others = args[inner:]
-        given = (data(value), *_given(others))
+        writes = name == "format"
+        given = (data(value), *(map(data, others) if writes else _given(others)))
         options = dict(zip(options, _given(options.values()), strict=True))
         check_room(name, given, options)
         return data(function(*args[:inner], *given, **options))

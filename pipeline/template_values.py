@@ -68,7 +68,7 @@ class IsNull(Exception):
     """A null was to be written."""
 
 
-class _Null:
+class Null:
     """A null: it equals None and is false, but has no text."""
 
     __slots__ = ()
@@ -82,14 +82,15 @@ class _Null:
     def __hash__(self) -> int:
         return hash(None)
 
-    def __repr__(self) -> str:
+    def _refuse(self, *_: object) -> Any:
         raise IsNull
 
-    def __format__(self, spec: str) -> str:
-        raise IsNull
+    __repr__ = __format__ = _refuse
+    __int__ = __float__ = __len__ = _refuse
+    __add__ = __radd__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
 
-NULL = _Null()
+NULL = Null()
 """What a template has for None."""
 
 
@@ -160,7 +161,7 @@ class _Walk:
         self._spend(len(value) if isinstance(value, str | bytes) else _ITEM_SIZE)
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise NotPure("a number is too long to be written")
-        if isinstance(value, _SCALARS | _Null | Binary | _HELPERS):
+        if isinstance(value, _SCALARS | Null | Binary | _HELPERS):
             return value
         if value is None:
             return NULL

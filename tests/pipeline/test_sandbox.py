@@ -43,6 +43,10 @@ NULLS = [
     "{{ none|upper }}",
     "{{ l|pprint }}",
     "{{ {'a': none}.a|upper }}",
+    "{{ '%s'|format(none) }}",
+    "{{ n|int }}",
+    "{{ [1, n]|sum }}",
+    "{{ [1, n]|sort }}",
 ]
 
 
@@ -63,7 +67,7 @@ def test_a_null_is_none_and_false():
     text = (
         "{{ n or 'a' }}{{ n|default('b', true) }}{{ 'c' if n is none }}{{ 'd' if not n }}"
         "{{ 'e' if n == none and none == n }}{{ l|select|join }}{{ l|reject('none')|join }}"
-        "{{ 'g' if 1 is not none }}{{ m|tojson }}"
+        "{{ 'g' if 1 is not none and n is sameas none }}{{ m|tojson }}"
     )
     row = {"n": None, "l": [None, "f"], "m": {"k": [None]}}
     assert rendered(text, **row) == 'abcdeffg{"k": [null]}'
