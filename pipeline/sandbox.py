@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from pipeline.template_values import (
     DATE_METHODS,
+    MAX_SIZE,
     NULL,
     SPEC,
     IsNull,
@@ -136,13 +137,19 @@ class Environment(ImmutableSandboxedEnvironment):
 class _Formatter(SandboxedFormatter):
     """Python's, whose fields are data."""
 
+    _size = 0
+
     def format_field(self, value: Any, format_spec: str) -> str:
-        """A value by its specification."""
+        """A value by its specification; a formatter is made for each text."""
         check_widths(format_spec, SPEC)
         value = data(value)
         if isinstance(value, datetime.date | datetime.time) and format_spec:
             return date_text(value, format_spec)
-        return super().format_field(value, format_spec)
+        made = super().format_field(value, format_spec)
+        self._size += len(made)
+        if self._size > MAX_SIZE:
+            raise NotPure("what format makes is too large")
+        return str(made)
 
 
 def write_out(tree: nodes.Template) -> None:

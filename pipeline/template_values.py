@@ -8,7 +8,7 @@ import datetime
 import decimal
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -157,6 +157,10 @@ class _Walk:
     def __init__(self) -> None:
         self._left = MAX_SIZE
 
+    @property
+    def size(self) -> int:
+        return MAX_SIZE - self._left
+
     def data(self, value: Any) -> Any:
         self._spend(len(value) if isinstance(value, str | bytes) else _ITEM_SIZE)
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
@@ -240,6 +244,10 @@ def check_room(name: str, args: Sequence[Any], options: Mapping[str, Any]) -> No
     elif name in ("indent", "expandtabs") and args:
         most = [arg for arg in (*args[1:], *options.values()) if isinstance(arg, int)]
         size = (str(args[0]).count("\n" if name == "indent" else "\t") + 1) * max(most, default=8)
+    elif name in ("format", "%") and args and isinstance(args[0], str):
+        size = args[0].count("%") * _size([*args[1:], *options.values()])
+    elif name == "wordwrap":
+        size = len(args[0]) * max(map(len, _texts((*args[1:], *options.values()))), default=1)
     if size > MAX_SIZE:
         raise NotPure(f"what {name} makes is too large")
     if name == "**" and all(isinstance(arg, int) for arg in args):
@@ -254,6 +262,16 @@ def check_widths(text: str, pattern: "re.Pattern[str]") -> None:
         for width in re.findall(r"\*|\d+", found.group(1)):
             if width == "*" or int(width) > _MAX_WIDTH:
                 raise NotPure(f"a width of {width} is more than {_MAX_WIDTH}")
+
+
+def _size(value: Any) -> int:
+    walk = _Walk()
+    walk.data(value)
+    return walk.size
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    return [value for value in values if isinstance(value, str)]
 
 
 def _sized(value: Any) -> bool:

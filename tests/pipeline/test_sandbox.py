@@ -138,6 +138,9 @@ def test_dates_are_written_by_directives():
         "{{ '{:9999999999}'.format(1) }}",
         "{{ '{:{w}}'.format(1, w=10**10) }}",
         "{{ range(10**9)|list }}",
+        "{{ ('%(a)s' * 1000000)|format(a='x' * 1000000) }}",
+        "{{ ('{a}' * 1000000).format(a='x' * 1000000) }}",
+        "{{ ('a' * 1000000)|wordwrap(1, wrapstring='b' * 10000) }}",
         "{{ (1).to_bytes(10**10, 'big') }}",
         "{% set n = namespace(s='a') %}"
         "{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
