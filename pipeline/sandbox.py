@@ -17,19 +17,17 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, safe_range
 from markupsafe import Markup
 
+from pipeline.template_bounds import SPEC, check_room, check_widths
 from pipeline.template_values import (
     DATE_METHODS,
     MAX_SIZE,
     NULL,
-    SPEC,
     IsNull,
     Missing,
     NotPure,
     TextlessCycler,
     TextlessJoiner,
     TextlessNamespace,
-    check_room,
-    check_widths,
     data,
     date_text,
 )

@@ -8,7 +8,7 @@ import datetime
 import decimal
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -199,6 +199,17 @@ def _is_view(value: Any) -> bool:
     return isinstance(value, AbstractSet) and not isinstance(value, set | frozenset)
 
 
+def size_of(values: Sequence[Any]) -> int:
+    """What the values take, as ``MAX_SIZE`` counts.
+
+    Raises:
+      NotPure: as ``data``.
+    """
+    walk = _Walk()
+    walk.data(values)
+    return walk.size
+
+
 def date_text(date: datetime.date | datetime.time, form: str) -> str:
     """The date by ``strftime``'s directives.
 
@@ -212,87 +223,3 @@ def date_text(date: datetime.date | datetime.time, form: str) -> str:
                 "timestamp() of a date with a time zone, or strftime's usual directives"
             )
     return date.strftime(form)
-
-
-def check_room(name: str, args: Sequence[Any], options: Mapping[str, Any]) -> None:
-    """Refuses what would be too large to be made, before it is.
-
-    Args:
-      name: of the filter, the method or the operator.
-      args: what it gets; first the value itself.
-      options: by name.
-
-    Raises:
-      NotPure: it would be.
-    """
-    if name in _WIDENS:
-        numbers = (len(arg) if isinstance(arg, str) else arg for arg in args[1:])
-        for width in (*numbers, *options.values()):
-            if isinstance(width, int) and abs(width) > _MAX_WIDTH:
-                raise NotPure(f"{name} is given {width}; the most is {_MAX_WIDTH}")
-    if name in ("format", "%") and args and isinstance(args[0], str):
-        check_widths(args[0], _PERCENT)
-    size = 0
-    if name == "*":
-        left, right = args if isinstance(args[1], int) else (args[1], args[0])
-        size = len(left) * right if hasattr(left, "__len__") and isinstance(right, int) else 0
-    elif name == "join":
-        size = len(args[0]) * len(args[1]) if len(args) > 1 and all(map(_sized, args[:2])) else 0
-        size = max(size, *(len(arg) for arg in options.values() if isinstance(arg, str)), 0)
-    elif name == "replace" and len(args) > 2 and all(isinstance(arg, str) for arg in args[:3]):
-        size = args[0].count(args[1]) * len(args[2])
-    elif name in ("indent", "expandtabs") and args:
-        most = [arg for arg in (*args[1:], *options.values()) if isinstance(arg, int)]
-        size = (str(args[0]).count("\n" if name == "indent" else "\t") + 1) * max(most, default=8)
-    elif name in ("format", "%") and args and isinstance(args[0], str):
-        size = args[0].count("%") * _size([*args[1:], *options.values()])
-    elif name == "wordwrap":
-        size = len(args[0]) * max(map(len, _texts((*args[1:], *options.values()))), default=1)
-    if size > MAX_SIZE:
-        raise NotPure(f"what {name} makes is too large")
-    if name == "**" and all(isinstance(arg, int) for arg in args):
-        base, power = args
-        if abs(base) > 1 and base.bit_length() * power > MAX_BITS:
-            raise NotPure("a power is too long to be written")
-
-
-def check_widths(text: str, pattern: "re.Pattern[str]") -> None:
-    """Refuses widths and precisions above what a text has use for."""
-    for found in pattern.finditer(text):
-        for width in re.findall(r"\*|\d+", found.group(1)):
-            if width == "*" or int(width) > _MAX_WIDTH:
-                raise NotPure(f"a width of {width} is more than {_MAX_WIDTH}")
-
-
-def _size(value: Any) -> int:
-    walk = _Walk()
-    walk.data(value)
-    return walk.size
-
-
-def _texts(values: Iterable[Any]) -> list[str]:
-    return [value for value in values if isinstance(value, str)]
-
-
-def _sized(value: Any) -> bool:
-    return hasattr(value, "__len__")
-
-
-_MAX_WIDTH = 1000
-_WIDENS = frozenset(
-    [
-        "center",
-        "indent",
-        "ljust",
-        "rjust",
-        "zfill",
-        "expandtabs",
-        "to_bytes",
-        "batch",
-        "slice",
-        "tojson",
-    ]
-)
-_PERCENT = re.compile(r"%(?:\([^)]*\))?([-#0 +]*[\d*]*(?:\.[\d*]*)?)")
-SPEC = re.compile(r"(.*)", re.DOTALL)
-"""Of ``str.format``: all of a specification."""
