@@ -11,25 +11,24 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// Vectors i of both halves of a head, rotated by its position's phases.
-struct Rotated {
-  __m512 low, high;
-
-  Rotated(const float* x, int64_t half, const float* cosines, const float* sines, int64_t i,
-          __mmask16 lanes) {
-    const __m512 left = _mm512_maskz_loadu_ps(lanes, x + i);
-    const __m512 right = _mm512_maskz_loadu_ps(lanes, x + half + i);
-    const __m512 cosine = _mm512_maskz_loadu_ps(lanes, cosines + i);
-    const __m512 sine = _mm512_maskz_loadu_ps(lanes, sines + i);
-    low = _mm512_fmsub_ps(left, cosine, _mm512_mul_ps(right, sine));
-    high = _mm512_fmadd_ps(right, cosine, _mm512_mul_ps(left, sine));
-  }
-};
-
 // Calls body(i, lanes) for vectors of `count` values.
 template <typename Body>
 void for_vectors(int64_t count, const Body& body) {
   for (int64_t i = 0; i < count; i += kLanes) body(i, first_lanes(count - i));
+}
+
+// Writes a head of float32, rotated by its position's phases, as bfloat16.
+void rotate(const float* x, int64_t half, const float* cosines, const float* sines, bf16* to) {
+  for_vectors(half, [&](int64_t i, __mmask16 lanes) {
+    const __m512 left = _mm512_maskz_loadu_ps(lanes, x + i);
+    const __m512 right = _mm512_maskz_loadu_ps(lanes, x + half + i);
+    const __m512 cosine = _mm512_maskz_loadu_ps(lanes, cosines + i);
+    const __m512 sine = _mm512_maskz_loadu_ps(lanes, sines + i);
+    const __m512 low = _mm512_fmsub_ps(left, cosine, _mm512_mul_ps(right, sine));
+    const __m512 high = _mm512_fmadd_ps(right, cosine, _mm512_mul_ps(left, sine));
+    _mm256_mask_storeu_epi16(to + i, lanes, to_bf16(low));
+    _mm256_mask_storeu_epi16(to + half + i, lanes, to_bf16(high));
+  });
 }
 
 // Rotates queries and keys, which are in float32 beside values: [T, (H + K + K) N]. Stores keys and
@@ -50,20 +49,12 @@ ffi::Error store(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> heads,
       const float* sine = sines.typed_data() + t * half;
       bf16* query = reinterpret_cast<bf16*>(queries->typed_data()) + t * query_heads * size;
       for (int64_t h = 0; h < query_heads; ++h, x += size, query += size)
-        for_vectors(half, [&](int64_t i, __mmask16 lanes) {
-          const Rotated r(x, half, cosine, sine, i, lanes);
-          _mm256_mask_storeu_epi16(query + i, lanes, to_bf16(r.low));
-          _mm256_mask_storeu_epi16(query + half + i, lanes, to_bf16(r.high));
-        });
+        rotate(x, half, cosine, sine, query);
       const int64_t to = page.typed_data()[t], row = offset.typed_data()[t];
       if (to == 0) continue;
       alignas(64) bf16 rotated[kMostVectors * kLanes];
       for (int64_t h = 0; h < keys.heads; ++h, x += size) {
-        for_vectors(half, [&](int64_t i, __mmask16 lanes) {
-          const Rotated r(x, half, cosine, sine, i, lanes);
-          _mm256_mask_storeu_epi16(rotated + i, lanes, to_bf16(r.low));
-          _mm256_mask_storeu_epi16(rotated + half + i, lanes, to_bf16(r.high));
-        });
+        rotate(x, half, cosine, sine, rotated);
         bf16* key = keys.at(to, h) + 2 * row;
         for (int64_t n = 0; n < size; n += 2)
           std::memcpy(key + n * keys.block, rotated + n, 2 * sizeof(bf16));
