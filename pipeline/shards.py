@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
-from model.checkpoint.answers import Answer, answer
+from model.checkpoint.answers import Answer, answer, telling
 from pipeline.footer import read_footer
 from schemas.error import ErrorCode, RowError, SetupError
 
@@ -201,8 +201,8 @@ def _info(fs: Any, path: str, url: str) -> dict[str, Any] | None:
             return _refused(why or reason, url)
         if said is Answer.GONE:
             return None
-        if isinstance(error, FileNotFoundError):  # which says only the name
-            raise (error.__cause__ or error) from None
+        if (cause := telling(error)) is not error:
+            raise cause from None
         raise
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import files
-from model.checkpoint.answers import Answer, answer
+from model.checkpoint.answers import Answer, answer, telling
 from pipeline.footer import read_footer
 from pipeline.pages import is_corrupt, salvage
 from pipeline.plan import Chunk, PlannedFile
@@ -273,8 +273,8 @@ def _answers(url: str) -> Iterator[None]:
             raise _FileFault(ErrorCode.INPUT_UNREADABLE, message) from None
         if said is Answer.GONE or isinstance(error, files.Gone):
             raise _FileFault(ErrorCode.INPUT_CHANGED, f"{files.redact(url)} is gone") from None
-        if isinstance(error, FileNotFoundError):  # which says only the name
-            raise (error.__cause__ or error) from None
+        if (cause := telling(error)) is not error:
+            raise cause from None
         raise
 
 

@@ -40,6 +40,12 @@ def answer(error: Exception) -> tuple[Answer, str]:
     return Answer.NONE, ""
 
 
+def telling(error: Exception) -> Exception:
+    """The error whose text says what is wrong: a missing file's says only its name."""
+    cause = error.__cause__
+    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) else error
+
+
 def _status(error: BaseException) -> int | None:
     for name in _STATUS:
         value = str(getattr(error, name, ""))

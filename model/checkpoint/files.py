@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from model.checkpoint.answers import Answer, answer
+from model.checkpoint.answers import Answer, answer, telling
 from schemas.error import SetupError
 
 _T = TypeVar("_T")
@@ -264,8 +264,7 @@ def faults(action: str, url: str) -> Iterator[None]:
             raise Gone(
                 f"cannot {action} {redact(url)}: no such file or bucket; check how it is spelled"
             ) from None
-        if isinstance(error, FileNotFoundError):  # which says only the name
-            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        error = telling(error)
         reason = " ".join(without_secrets(str(error), url).split())[:300]
         sentence = (
             f"cannot {action} {redact(url)}: {reason or type(error).__name__}; check the path, and "
