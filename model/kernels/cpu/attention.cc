@@ -21,9 +21,12 @@ struct Scale {
 
 // exp(cap tanh(x multiplier / cap)): the cap bounds it, so no running maximum is needed.
 [[gnu::always_inline]] inline __m512 weigh(__m512 x, Scale scale) {
-  const __m512 e = exp(_mm512_mul_ps(x, _mm512_set1_ps(2 * scale.multiplier / scale.cap)));
+  constexpr float kLog2e = 1.44269504f;
+  const __m512 e =
+      exp2(_mm512_mul_ps(x, _mm512_set1_ps(2 * scale.multiplier / scale.cap * kLog2e)));
   const __m512 over = inverse(_mm512_add_ps(e, _mm512_set1_ps(1.0f)));  // tanh = 1 - 2 over
-  return exp(_mm512_fnmadd_ps(over, _mm512_set1_ps(2 * scale.cap), _mm512_set1_ps(scale.cap)));
+  const float cap = scale.cap * kLog2e;
+  return exp2(_mm512_fnmadd_ps(over, _mm512_set1_ps(2 * cap), _mm512_set1_ps(cap)));
 }
 
 // Up to 16 tokens of a page.

@@ -33,42 +33,34 @@ Weight weight_of(const ffi::AnyBuffer& values, const ffi::AnyBuffer& scales, int
   return w;
 }
 
-// Panels `begin` to `end` of weight `index`: what a thread does at once.
-struct Run {
-  int64_t index, begin, end;
-};
-
-void add_runs(std::vector<Run>& runs, int64_t index, int64_t panels, int64_t at_once) {
-  for (int64_t p = 0; p < panels; p += at_once)
-    runs.push_back({index, p, std::min(p + at_once, panels)});
-}
-
 // x [T, K] times each weight, side by side: [T, N + N' + ...]. What follows x are values and scales
 // of one weight after another.
 ffi::Error matmul(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x, ffi::RemainingArgs arguments,
                   ffi::Result<ffi::BufferR2<ffi::F32>> out) {
   const Rows rows{data_of(x), x.dimensions()[1], x.dimensions()[0]};
   const int64_t width = out->dimensions()[1];
-  std::vector<Weight> weights;
-  std::vector<float*> results;
-  std::vector<Run> runs;
+  struct Item {
+    Weight weight;
+    int64_t panel;
+    float* to;
+  };
+  std::vector<Item> items;
   float* result = out->typed_data();
   for (size_t i = 0; i + 1 < arguments.size(); i += 2) {
-    weights.push_back(
-        weight_of(*arguments.get<ffi::AnyBuffer>(i), *arguments.get<ffi::AnyBuffer>(i + 1), 0));
-    results.push_back(result);
-    result += weights.back().columns;
-    add_runs(runs, weights.size() - 1, weights.back().panels(), 2);
+    const Weight w =
+        weight_of(*arguments.get<ffi::AnyBuffer>(i), *arguments.get<ffi::AnyBuffer>(i + 1), 0);
+    for (int64_t panel = 0; panel < w.panels(); panel += 2, result += 2 * kLanes)
+      items.push_back({w, panel, result});
   }
-  for_each(pool, runs.size(), [&](int64_t i) {
-    const Weight& w = weights[runs[i].index];
-    const int64_t panel = runs[i].begin;
-    float* to = results[runs[i].index] + panel * kLanes;
-    multiply(rows, w, w.panel(panel, 2), w.panel(panel + 1, 2),
-             [&](int64_t row, __m512 low, __m512 high) {
-               _mm512_storeu_ps(to + row * width, low);
-               _mm512_storeu_ps(to + row * width + kLanes, high);
-             });
+  for_each(pool, items.size(), [&](int64_t i) {
+    const auto& [w, panel, to] = items[i];
+    const auto& [next, next_panel, _] = items[std::min<int64_t>(i + 1, items.size() - 1)];
+    const Panels panels{w.panel(panel), w.panel(panel + 1), next.panel(next_panel).values,
+                        next.panel(next_panel + 1).values};
+    multiply(rows, w, panels, [&, to = to](int64_t row, __m512 low, __m512 high) {
+      _mm512_storeu_ps(to + row * width, low);
+      _mm512_storeu_ps(to + row * width + kLanes, high);
+    });
   });
   return ffi::Error::Success();
 }
@@ -92,18 +84,28 @@ struct Groups {
   Rows rows(int64_t expert, const bf16* data, int64_t stride) const {
     return {data + starts[expert] * stride, stride, starts[expert + 1] - starts[expert]};
   }
+};
 
-  // Runs over the panels of all experts that see a token.
-  std::vector<Run> runs(int64_t panels, int64_t at_once) const {
-    std::vector<Run> runs;
-    for (size_t e = 0; e + 1 < starts.size(); ++e)
-      if (starts[e] < starts[e + 1]) add_runs(runs, e, panels, at_once);
-    return runs;
+// Some panels of each expert that sees a token, one expert after the other.
+struct Items {
+  std::vector<int64_t> experts;
+  int64_t each;  // items of an expert
+
+  Items(const Groups& groups, int64_t each) : each(each) {
+    for (size_t e = 0; e + 1 < groups.starts.size(); ++e)
+      if (groups.starts[e] < groups.starts[e + 1]) experts.push_back(e);
+  }
+
+  int64_t count() const { return experts.size() * each; }
+
+  // Calls body(expert, item, expert, item) with an item and the one that follows.
+  template <typename Body>
+  void at(int64_t i, const Body& body) const {
+    const int64_t next = std::min(i + 1, count() - 1);
+    body(experts[i / each], i % each, experts[next / each], next % each);
   }
 };
 
-constexpr int64_t kGatePanels = 16;
-constexpr int64_t kDownPanels = 2;
 constexpr int64_t kTokens = 16;
 
 // out[t] = sum over choices of gate[t] * (gelu(x[t] gate) * (x[t] up)) down, zeros where not live.
@@ -131,32 +133,40 @@ ffi::Error mixture(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x,
 
   const int64_t wide = hidden->dimensions()[1];
   bf16* middle = data_of(hidden);
-  auto runs = groups.runs(weight_of(gate, gate_scales, 0).panels(), kGatePanels);
-  for_each(pool, runs.size(), [&](int64_t i) {
-    const auto [expert, begin, end] = runs[i];
-    const Weight left = weight_of(gate, gate_scales, expert);
-    const Weight right = weight_of(up, up_scales, expert);
-    bf16* to = middle + groups.starts[expert] * wide;
-    for (int64_t panel = begin; panel < end; ++panel)
-      multiply(groups.rows(expert, input, input_stride), left, left.panel(panel, 1),
-               right.panel(panel, 1), [&](int64_t row, __m512 g, __m512 u) {
-                 auto* at = reinterpret_cast<__m256i*>(to + row * wide + panel * kLanes);
-                 _mm256_storeu_si256(at, to_bf16(_mm512_mul_ps(gelu(g), u)));
+  const Items gated(groups, weight_of(gate, gate_scales, 0).panels());
+  for_each(pool, gated.count(), [&](int64_t i) {
+    gated.at(i, [&](int64_t expert, int64_t panel, int64_t next, int64_t next_panel) {
+      const Weight left = weight_of(gate, gate_scales, expert);
+      const Weight right = weight_of(up, up_scales, expert);
+      const Panels panels{left.panel(panel), right.panel(panel),
+                          weight_of(gate, gate_scales, next).panel(next_panel).values,
+                          weight_of(up, up_scales, next).panel(next_panel).values};
+      bf16* to = middle + groups.starts[expert] * wide + panel * kLanes;
+      multiply(groups.rows(expert, input, input_stride), left, panels,
+               [&](int64_t row, __m512 g, __m512 u) {
+                 const __m256i gated = to_bf16(_mm512_mul_ps(gelu(g), u));
+                 _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * wide), gated);
                });
+    });
   });
 
   float* result = results->typed_data();
-  runs = groups.runs(weight_of(down, down_scales, 0).panels(), kDownPanels);
-  for_each(pool, runs.size(), [&](int64_t i) {
-    const auto [expert, panel, end] = runs[i];
-    const Weight w = weight_of(down, down_scales, expert);
-    const int32_t* pairs = groups.pairs.data() + groups.starts[expert];
-    multiply(groups.rows(expert, middle, wide), w, w.panel(panel, 2), w.panel(panel + 1, 2),
-             [&](int64_t row, __m512 low, __m512 high) {
-               float* to = result + pairs[row] * width + panel * kLanes;
-               _mm512_storeu_ps(to, low);
-               _mm512_storeu_ps(to + kLanes, high);
-             });
+  const Items summed(groups, weight_of(down, down_scales, 0).panels() / 2);
+  for_each(pool, summed.count(), [&](int64_t i) {
+    summed.at(i, [&](int64_t expert, int64_t pair, int64_t next, int64_t next_pair) {
+      const Weight w = weight_of(down, down_scales, expert);
+      const Weight following = weight_of(down, down_scales, next);
+      const Panels panels{w.panel(2 * pair), w.panel(2 * pair + 1),
+                          following.panel(2 * next_pair).values,
+                          following.panel(2 * next_pair + 1).values};
+      const int32_t* pairs = groups.pairs.data() + groups.starts[expert];
+      multiply(groups.rows(expert, middle, wide), w, panels,
+               [&](int64_t row, __m512 low, __m512 high) {
+                 float* to = result + pairs[row] * width + 2 * pair * kLanes;
+                 _mm512_storeu_ps(to, low);
+                 _mm512_storeu_ps(to + kLanes, high);
+               });
+    });
   });
 
   float* mixed = out->typed_data();
