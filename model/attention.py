@@ -14,9 +14,8 @@ from jax import lax
 
 from model.config import Grok1Config
 from model.kernels.accelerator import Kernels
-from model.kernels.cpu import attention as kernels
 from model.numerics import Numerics
-from model.paged_cache import Page, PagedCache, Place
+from model.paged_cache import Page, PagedCache
 from model.trees import Leaf
 
 
@@ -57,24 +56,6 @@ def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
-def rotate_and_write(
-    cache: PagedCache,
-    layer: jax.Array,
-    at: Place,
-    heads: jax.Array,
-    positions: jax.Array,
-    config: Grok1Config,
-) -> tuple[jax.Array, PagedCache]:
-    """For a packed cache: rotated queries [T, H, N], and the cache with keys and values at ``at``.
-
-    ``heads`` [T, (H + 2 K) N] float32 are those of queries, keys and values side by side.
-    """
-    cos, sin = phases(positions, config.key_size, config.rope_base)
-    arrays = (cos, sin, at.page, at.offset, layer, cache.keys, cache.values)
-    query, keys, values = kernels.store(heads, *arrays)
-    return query, dataclasses.replace(cache, keys=keys, values=values)
-
-
 def attention(
     query: jax.Array,
     cache: PagedCache,
@@ -84,16 +65,11 @@ def attention(
     numerics: Numerics,
     accelerator: Kernels | None = None,
 ) -> jax.Array:
-    """Attends [T, H, N] queries to their sequences' cached keys and values -> [T, H * N].
-
-    In float32, or in the bfloat16 of the product after it where the cache is packed.
+    """Attends [T, H, N] queries to their sequences' cached keys and values -> [T, H * N] float32.
 
     Own keys and values must have been written before. Rows that ``queries`` leaves out are zero.
     ``accelerator`` has kernels that are used where they apply.
     """
-    if cache.packed:
-        where = (queries.rows, queries.positions, queries.pages)
-        return kernels.attention(query, cache.keys, cache.values, layer, *where, config)
     _, heads, size = query.shape
     kv_heads = cache.keys.shape[2]
     padded = jnp.concatenate([query, jnp.zeros((1, heads, size), query.dtype)])

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.config import Grok1Config
 from model.engine.options import EngineOptions
-from model.kernels.cpu import attention, build, products
+from model.kernels.cpu import build, layer, products
 from model.kernels.cpu.products import PackedTensor
 from model.numerics import Numerics
 from model.params import MODEL, Param, declare
@@ -79,7 +79,7 @@ def kernels_fit(config: Grok1Config, options: EngineOptions, mesh: Mesh) -> bool
         and mesh.size == 1
         and mesh.devices.flat[0].platform == "cpu"
         and products.packable(config)
-        and attention.fits(config, options.block_size)
+        and layer.fits(config, options.block_size)
         and build.load()
     )
 

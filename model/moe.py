@@ -14,8 +14,6 @@ from jax import lax
 
 from model.config import Grok1Config
 from model.kernels.accelerator import Kernels
-from model.kernels.cpu import products
-from model.kernels.cpu.products import PackedTensor
 from model.numerics import Numerics
 from model.quantization import Weight, matmul
 from model.stack import OfStack
@@ -83,9 +81,6 @@ def mixture(
       numerics: the mode.
       accelerator: kernels that are used where they apply.
     """
-    if isinstance(layer["gate"], PackedTensor):
-        weights = [layer[name] for name in EXPERTS]
-        return products.mixture(x, routing.experts, routing.gates, live, weights)
     results = None
     if accelerator is not None:
         results = accelerator.experts(x, routing.experts, live, layer)

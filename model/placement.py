@@ -129,7 +129,7 @@ def _place(
     mesh: Mesh,
     numerics: Numerics,
     layout: Layout,
-) -> Weight:
+) -> Weight | PackedTensor:
     axis = param.split_axis
     values = _put([part.values for part in parts], axis, param.shape, mesh, weight_spec(param))
     if not param.quantized:

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.kernels.cpu import products
-from model.kernels.cpu.products import PackedTensor
 from model.numerics import Numerics
 from model.trees import Leaf
 
@@ -32,7 +30,7 @@ class QuantizedTensor:
         return self.scales.shape[-2]
 
 
-Weight = jax.Array | QuantizedTensor | PackedTensor
+Weight = jax.Array | QuantizedTensor
 
 
 def dequantize(weight: QuantizedTensor) -> jax.Array:
@@ -55,8 +53,6 @@ def matmul(x: jax.Array, weight: Weight, numerics: Numerics) -> jax.Array:
     scaled first, expert by expert: what is written of them is one expert's matrix at a time. A
     kernel that scales what it has read does better.
     """
-    if isinstance(weight, PackedTensor):
-        return products.matmul(x, weight)
     if not isinstance(weight, QuantizedTensor):
         return numerics.einsum("...rk,...ko->...ro", x, weight)
     if weight.values.dtype == jnp.int4 and weight.values.ndim == 3:

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.attention import Queries, attention, rotary, rotate_and_write
+from model.attention import Queries, attention, phases, rotary
 from model.config import Grok1Config
 from model.hlo import LAYER
 from model.kernels.accelerator import Kernels
+from model.kernels.cpu import layer as kernels
 from model.kernels.cpu import products
 from model.kernels.cpu.products import PackedTensor
 from model.moe import EXPERTS, Routing, mixture, route, router_logits
@@ -128,6 +129,8 @@ def transformer_layer(
     queries: Queries,
 ) -> tuple[jax.Array, PagedCache]:
     """One layer: attention, then experts, each normed before and after, added to the residual."""
+    if cache.packed:
+        return _layer_by_kernels(net, layer, index, hidden, cache, rows, queries)
     numerics, exchange, config = net.numerics, net.collectives, net.config
 
     def norm(x, name):
@@ -136,8 +139,6 @@ def transformer_layer(
     def project(hidden, positions):
         x = exchange.gather_rows(norm(hidden, "attn_norm").astype(numerics.operand))
         weights = [layer[name] for name in ("query", "key", "value")]
-        if cache.packed:
-            return products.matmul(x, *weights)
         heads = [
             numerics.round(matmul(x, w, numerics)).reshape(len(x), -1, config.key_size)
             for w in weights
@@ -159,12 +160,8 @@ def transformer_layer(
         output = numerics.round(exchange.sum_to_own_rows(summand))
         return numerics.round(hidden + norm(output, "moe_post_norm"))
 
-    heads = tiled(net, rows, project, hidden, rows.positions)
-    if cache.packed:
-        query, cache = rotate_and_write(cache, index, rows.place, heads, rows.positions, config)
-    else:
-        query, key, value = heads
-        cache = cache.write(index, rows.place, key, value)
+    query, key, value = tiled(net, rows, project, hidden, rows.positions)
+    cache = cache.write(index, rows.place, key, value)
     mixed = attention(query, cache, index, queries, config, numerics, net.accelerator)
     hidden, x, experts, gates = tiled(net, rows, after_attention, hidden, mixed)
     routing = Routing(experts, gates)
@@ -172,6 +169,28 @@ def transformer_layer(
     summand = mixture(x, routing, rows.live, layer, *how)
     hidden = tiled(net, rows, after_experts, hidden, summand)
     return hidden, cache
+
+
+def _layer_by_kernels(
+    net: Network,
+    layer: Layer,
+    index: jax.Array,
+    hidden: jax.Array,
+    cache: PagedCache,
+    rows: TokenRows,
+    queries: Queries,
+) -> tuple[jax.Array, PagedCache]:
+    """``transformer_layer`` where a CPU has kernels: on one device, in ``bf16`` mode."""
+    config, used = net.config, rows.tiles * net.tile_rows
+    at = (rows.place.page, rows.place.offset, index)
+    where = (*phases(rows.positions, config.key_size, config.rope_base), *at)
+    cached = (cache.keys, cache.values)
+    query, keys, values = kernels.project(hidden, used, layer, *where, *cached, config)
+    asked = (queries.rows, queries.positions, queries.pages)
+    mixed = kernels.attention(query, keys, values, index, *asked, config)
+    hidden, x, experts, gates = kernels.route(mixed, hidden, used, layer, config)
+    hidden = kernels.experts(x, hidden, experts, gates, rows.live, layer, config)
+    return hidden, PagedCache(keys, values, packed=True)
 
 
 def embed(net: Network, params: Params, tokens: jax.Array) -> jax.Array:

@@ -21,7 +21,6 @@ struct Scale {
 
 // exp(cap tanh(x multiplier / cap)): the cap bounds it, so no running maximum is needed.
 [[gnu::always_inline]] inline __m512 weigh(__m512 x, Scale scale) {
-  constexpr float kLog2e = 1.44269504f;
   const __m512 e =
       exp2(_mm512_mul_ps(x, _mm512_set1_ps(2 * scale.multiplier / scale.cap * kLog2e)));
   const __m512 over = inverse(_mm512_add_ps(e, _mm512_set1_ps(1.0f)));  // tanh = 1 - 2 over
@@ -226,10 +225,11 @@ ffi::Error attention(ffi::ThreadPool pool, float multiplier, float cap, Heads qu
   const bf16* query = reinterpret_cast<const bf16*>(queries.typed_data());
   bf16* result = reinterpret_cast<bf16*>(out->typed_data());
   std::memset(result, 0, tokens * heads * size * sizeof(bf16));
+  Team team(pool);
   // A thread takes all heads of a block, which lie side by side, unless threads would be idle.
-  const int64_t at_once = blocks >= 4 * pool.num_threads() ? keys.heads : 1;
+  const int64_t at_once = blocks >= 4 * team.threads() ? keys.heads : 1;
   const int64_t parts = keys.heads / at_once;
-  for_each(pool, blocks * parts, [&](int64_t item) {
+  team.for_each(blocks * parts, [&](int64_t item) {
     const int64_t b = item / parts, first_head = item % parts * at_once;
     const int32_t* row = rows.typed_data() + b * lanes;
     const int32_t* position = positions.typed_data() + b * lanes;

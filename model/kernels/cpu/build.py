@@ -20,7 +20,7 @@ import jaxlib
 
 from model.private_folder import own_cache
 
-HANDLERS = ("matmul", "mixture", "store", "attention")
+HANDLERS = ("project", "attention", "route", "experts", "matmul")
 
 _FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread")
 _FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")

@@ -8,6 +8,8 @@
 
 namespace grok1 {
 
+constexpr float kLog2e = 1.44269504f;
+
 // 2^x, for |x| <= 126; of others that of the nearest such.
 inline __m512 exp2(__m512 x) {
   // In this order of operands no number stays none.

@@ -1,6 +1,8 @@
 // Work shared between the calling thread and whatever threads of XLA's pool are free.
 #pragma once
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -11,42 +13,100 @@
 
 namespace grok1 {
 
-// Runs body(0), ..., body(items - 1), each once and on any thread; returns when all are done. Each
-// thread walks through a stretch of its own in order, so that it knows what comes next, and then
-// helps with the others'. The caller works too and waits only for items that a thread has begun, so
-// it is safe on a thread of the pool itself. No item may depend on another, and none splits a sum:
-// results have the same bits for any number of threads.
-template <typename Body>
-void for_each(xla::ffi::ThreadPool& pool, int64_t items, const Body& body) {
-  struct alignas(64) Stretch {
-    std::atomic<int64_t> next;
-    int64_t end;
-  };
-  struct Shared {
-    std::vector<Stretch> stretches;
-    alignas(64) std::atomic<int64_t> done{0};
-    explicit Shared(int64_t threads) : stretches(threads) {}
-  };
-  const int64_t threads = std::min(pool.num_threads(), items);
-  if (threads <= 0) return;
-  auto shared = std::make_shared<Shared>(threads);
-  for (int64_t t = 0; t < threads; ++t) {
-    shared->stretches[t].next = items * t / threads;
-    shared->stretches[t].end = items * (t + 1) / threads;
+// The threads that work off one round of items after another, as long as the team lives.
+//
+// The caller works too and waits only for items that a thread has begun, so a team is safe on a
+// thread of the pool itself: a helper that the pool starts late finds no item left. No item may
+// depend on another of its round, and none splits a sum: results have the same bits for any number
+// of threads.
+class Team {
+ public:
+  explicit Team(xla::ffi::ThreadPool& pool)
+      : threads_(std::max<int64_t>(pool.num_threads(), 1)), last_(std::make_shared<Round>()) {
+    for (int64_t t = 1; t < threads_; ++t)
+      pool.Schedule([t, first = last_] {
+        for (auto round = first; round; round = round->following()) round->work(t);
+      });
   }
-  // A helper that the pool starts too late finds no item left and does not touch the body.
-  auto work = [shared, items, threads, run = &body](int64_t thread) {
-    for (int64_t t = thread; t < thread + threads; ++t) {
-      Stretch& stretch = shared->stretches[t % threads];
-      for (int64_t i; (i = stretch.next.fetch_add(1)) < stretch.end;) {
-        (*run)(i);
-        if (shared->done.fetch_add(1) + 1 == items) shared->done.notify_all();
+
+  ~Team() { last_->end(nullptr); }
+  Team(const Team&) = delete;
+
+  int64_t threads() const { return threads_; }
+
+  // Runs body(0), ..., body(items - 1), each once and on any thread; returns when all are done. A
+  // thread walks through a stretch of its own in order, so that it knows what comes next, and then
+  // helps with the others'.
+  template <typename Body>
+  void for_each(int64_t items, const Body& body) {
+    const auto run = [](const void* body, int64_t i) { (*static_cast<const Body*>(body))(i); };
+    auto round = std::make_shared<Round>(run, &body, items, threads_);
+    last_->end(round);
+    last_ = round;
+    round->work(0);
+    round->wait();
+  }
+
+ private:
+  class Round {
+   public:
+    Round() = default;
+    Round(void (*run)(const void*, int64_t), const void* body, int64_t items, int64_t threads)
+        : run_(run), body_(body), items_(items), stretches_(threads) {
+      for (int64_t t = 0; t < threads; ++t) {
+        stretches_[t].next = items * t / threads;
+        stretches_[t].end = items * (t + 1) / threads;
       }
     }
+
+    void work(int64_t thread) {
+      const int64_t threads = stretches_.size();
+      int64_t done = 0;
+      for (int64_t t = thread; t < thread + threads; ++t) {
+        Stretch& stretch = stretches_[t % threads];
+        for (int64_t i; (i = stretch.next.fetch_add(1)) < stretch.end; ++done) run_(body_, i);
+      }
+      if (done && done_.fetch_add(done) + done == items_) done_.notify_all();
+    }
+
+    void wait() { wait_until(done_, items_); }
+
+    void end(std::shared_ptr<Round> next) {
+      next_ = std::move(next);
+      ended_ = 1;
+      ended_.notify_all();
+    }
+
+    // The next round, once there is one; none if this was the last.
+    std::shared_ptr<Round> following() {
+      wait_until(ended_, 1);
+      return next_;
+    }
+
+   private:
+    struct alignas(64) Stretch {
+      std::atomic<int64_t> next;
+      int64_t end;
+    };
+
+    // Rounds are short, and waking a thread takes as long as many an item.
+    static void wait_until(const std::atomic<int64_t>& value, int64_t wanted) {
+      constexpr int kLooks = 1000;  // some 20 microseconds
+      for (int i = 0; i < kLooks && value != wanted; ++i) _mm_pause();
+      for (int64_t seen; (seen = value) != wanted;) value.wait(seen);
+    }
+
+    void (*run_)(const void*, int64_t) = nullptr;
+    const void* body_ = nullptr;
+    int64_t items_ = 0;
+    std::vector<Stretch> stretches_;
+    std::shared_ptr<Round> next_;
+    alignas(64) std::atomic<int64_t> done_{0};
+    std::atomic<int64_t> ended_{0};
   };
-  for (int64_t t = 1; t < threads; ++t) pool.Schedule([work, t] { work(t); });
-  work(0);
-  for (int64_t done; (done = shared->done.load()) < items;) shared->done.wait(done);
-}
+
+  int64_t threads_;
+  std::shared_ptr<Round> last_;
+};
 
 }  // namespace grok1

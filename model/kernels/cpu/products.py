@@ -12,9 +12,6 @@ from model.trees import Leaf
 PANEL = 16
 """Columns of a panel: the float32 sums of one vector."""
 
-_SPREAD = 32
-"""Unused columns between workspace rows, which would else fall on the same lines of the cache."""
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -74,25 +71,4 @@ def matmul(x: jax.Array, *weights: PackedTensor) -> jax.Array:
     """x [R, K] bfloat16 times weights [K, N], [K, N'], ... side by side: [R, N + N' + ...]."""
     shape = (len(x), sum(map(len, weights)))
     call = jax.ffi.ffi_call("grok1_matmul", jax.ShapeDtypeStruct(shape, jnp.float32))
-    return call(x, *(array for w in weights for array in (w.values, w.scales)))
-
-
-def mixture(
-    x: jax.Array,
-    experts: jax.Array,
-    gates: jax.Array,
-    live: jax.Array,
-    weights: Sequence[PackedTensor],
-) -> jax.Array:
-    """``moe.mixture`` for weights (gate, up, down), each expert on just the rows that chose it."""
-    tokens, width = x.shape
-    pairs = experts.size
-    results = (
-        jax.ShapeDtypeStruct((tokens, width), jnp.float32),
-        jax.ShapeDtypeStruct((pairs, width + _SPREAD), jnp.bfloat16),
-        jax.ShapeDtypeStruct((pairs, len(weights[0]) + _SPREAD), jnp.bfloat16),
-        jax.ShapeDtypeStruct((pairs, width), jnp.float32),
-    )
-    call = jax.ffi.ffi_call("grok1_mixture", results)
-    arrays = [array for w in weights for array in (w.values, w.scales)]
-    return call(x, experts, gates, live, *arrays)[0]
+    return call(x, *jax.tree.leaves(weights))
