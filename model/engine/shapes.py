@@ -99,7 +99,7 @@ def choose_shapes(config: Grok1Config, options: EngineOptions, machine: Machine)
     rows = _up(rows, tile_rows)
     block_size = options.block_size or (16 if on_cpu else ACCELERATOR_BLOCK)
     prefill_tile_rows = 64 if on_cpu else 2048
-    prefill_rows = options.prefill_rows or (256 if on_cpu else prefill_tile_rows)
+    prefill_rows = options.prefill_rows or (512 if on_cpu else prefill_tile_rows)
     prefill_rows = _up(max(prefill_rows, block_size), machine.devices)
     prefill_tile_rows = min(prefill_rows, prefill_tile_rows)
     prefill_rows = _up(prefill_rows, prefill_tile_rows)
