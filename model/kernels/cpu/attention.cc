@@ -225,7 +225,9 @@ ffi::Error attention(ffi::ThreadPool pool, float multiplier, float cap, Heads qu
   const bf16* query = reinterpret_cast<const bf16*>(queries.typed_data());
   bf16* result = reinterpret_cast<bf16*>(out->typed_data());
   std::memset(result, 0, tokens * heads * size * sizeof(bf16));
-  Team team(pool);
+  int64_t seen = 0;
+  for (int64_t i = 0; i < blocks * lanes; ++i) seen += positions.typed_data()[i] + 1;
+  Team team(pool, seen * 2 * heads * size);
   // A thread takes all heads of a block, which lie side by side, unless threads would be idle.
   const int64_t at_once = blocks >= 4 * team.threads() ? keys.heads : 1;
   const int64_t parts = keys.heads / at_once;

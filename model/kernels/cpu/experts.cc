@@ -64,7 +64,7 @@ ffi::Error experts(ffi::ThreadPool pool, float epsilon, Halves x, Matrix,
   const int64_t choices = chosen.dimensions()[1], count = gate_values.dimensions()[0];
   const Groups groups(chosen.typed_data(), live.typed_data(), tokens, choices, count);
   const int64_t pairs = groups.pairs.size();
-  Team team(pool);
+  Team team(pool, pairs * multiplications({gate.at(0), up.at(0), down.at(0)}));
 
   const int64_t input_stride = inputs->dimensions()[1];
   bf16* input = data_of(inputs);

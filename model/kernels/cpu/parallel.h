@@ -21,8 +21,11 @@ namespace grok1 {
 // of threads.
 class Team {
  public:
-  explicit Team(xla::ffi::ThreadPool& pool)
-      : threads_(std::max<int64_t>(pool.num_threads(), 1)), last_(std::make_shared<Round>()) {
+  // For work of so many multiplications in all, which says how many threads are worth waking.
+  Team(xla::ffi::ThreadPool& pool, int64_t multiplications)
+      : threads_(std::clamp<int64_t>(multiplications / kEach, 1,
+                                     std::max<int64_t>(pool.num_threads(), 1))),
+        last_(std::make_shared<Round>()) {
     for (int64_t t = 1; t < threads_; ++t)
       pool.Schedule([t, first = last_] {
         for (auto round = first; round; round = round->following()) round->work(t);
@@ -104,6 +107,8 @@ class Team {
     alignas(64) std::atomic<int64_t> done_{0};
     std::atomic<int64_t> ended_{0};
   };
+
+  static constexpr int64_t kEach = 1 << 15;  // of a thread: less is done before another is awake
 
   int64_t threads_;
   std::shared_ptr<Round> last_;

@@ -8,11 +8,12 @@ namespace {
 namespace ffi = xla::ffi;
 
 // x [T, K] times each weight, side by side: [T, N + N' + ...].
-ffi::Error matmul(ffi::ThreadPool pool, Halves x, ffi::RemainingArgs weights,
+ffi::Error matmul(ffi::ThreadPool pool, Halves x, ffi::RemainingArgs arguments,
                   ffi::Result<Matrix> out) {
-  Team team(pool);
   const Rows rows{data_of(x), x.dimensions()[1], x.dimensions()[0]};
-  multiply_all(team, rows, weights_of(weights), out->typed_data(), out->dimensions()[1]);
+  const auto weights = weights_of(arguments);
+  Team team(pool, rows.count * multiplications(weights));
+  multiply_all(team, rows, weights, out->typed_data(), out->dimensions()[1]);
   return ffi::Error::Success();
 }
 

@@ -63,7 +63,7 @@ void store(const float* x, const float* cosine, const float* sine, const Cache& 
 ffi::Error project(ffi::ThreadPool pool, float epsilon, Matrix hidden, Scalar used, Vector scale,
                    Matrix cosines, Matrix sines, ffi::BufferR1<ffi::S32> page,
                    ffi::BufferR1<ffi::S32> offset, Scalar layer, Pages, Pages,
-                   ffi::RemainingArgs weights, ffi::Result<Heads> queries,
+                   ffi::RemainingArgs arguments, ffi::Result<Heads> queries,
                    ffi::Result<Pages> key_cache, ffi::Result<Pages> value_cache,
                    ffi::Result<Halves> inputs, ffi::Result<Matrix> heads) {
   constexpr int64_t kTokens = 4;
@@ -71,7 +71,8 @@ ffi::Error project(ffi::ThreadPool pool, float epsilon, Matrix hidden, Scalar us
   const int64_t tokens = used.typed_data()[0], query_heads = queries->dimensions()[1];
   const int64_t width = hidden.dimensions()[1], stride = inputs->dimensions()[1];
   const int64_t size = keys.size, half = size / 2, across = heads->dimensions()[1];
-  Team team(pool);
+  const auto weights = weights_of(arguments);
+  Team team(pool, tokens * multiplications(weights));
 
   team.for_each((tokens + kTokens - 1) / kTokens, [&](int64_t item) {
     for (int64_t t = item * kTokens; t < std::min(tokens, (item + 1) * kTokens); ++t)
@@ -80,7 +81,7 @@ ffi::Error project(ffi::ThreadPool pool, float epsilon, Matrix hidden, Scalar us
   });
 
   const Rows rows{data_of(inputs), stride, tokens};
-  multiply_all(team, rows, weights_of(weights), heads->typed_data(), across);
+  multiply_all(team, rows, weights, heads->typed_data(), across);
 
   team.for_each((tokens + kTokens - 1) / kTokens, [&](int64_t item) {
     for (int64_t t = item * kTokens; t < std::min(tokens, (item + 1) * kTokens); ++t) {

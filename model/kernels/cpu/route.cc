@@ -61,16 +61,17 @@ void choose(float* shares, int64_t experts, int64_t choices, int32_t* chosen, fl
 // read of it, [T, D], which of them [T, choices], and how much their answers count. `outputs` is
 // workspace.
 ffi::Error route(ffi::ThreadPool pool, float epsilon, Halves mixed, Matrix, Scalar used,
-                 Vector post_norm, Vector moe_norm, Matrix router, ffi::RemainingArgs weights,
+                 Vector post_norm, Vector moe_norm, Matrix router, ffi::RemainingArgs arguments,
                  ffi::Result<Matrix> hidden, ffi::Result<Halves> x,
                  ffi::Result<ffi::BufferR2<ffi::S32>> experts, ffi::Result<Matrix> gates,
                  ffi::Result<Matrix> outputs) {
   constexpr int64_t kTokens = 4;
   const int64_t tokens = used.typed_data()[0], width = hidden->dimensions()[1];
   const int64_t count = router.dimensions()[1], choices = experts->dimensions()[1];
-  Team team(pool);
+  const auto weights = weights_of(arguments);
+  Team team(pool, tokens * multiplications(weights));
   const Rows rows{data_of(mixed), mixed.dimensions()[1], tokens};
-  multiply_all(team, rows, weights_of(weights), outputs->typed_data(), width);
+  multiply_all(team, rows, weights, outputs->typed_data(), width);
   team.for_each((tokens + kTokens - 1) / kTokens, [&](int64_t item) {
     std::vector<float> normed(width), shares(count);
     for (int64_t t = item * kTokens; t < std::min(tokens, (item + 1) * kTokens); ++t) {

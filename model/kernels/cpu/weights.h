@@ -16,7 +16,9 @@ using Halves = xla::ffi::BufferR2<xla::ffi::BF16>;
 using Vector = xla::ffi::BufferR1<xla::ffi::F32>;
 using Scalar = xla::ffi::BufferR0<xla::ffi::S32>;
 
-inline const bf16* data_of(const Halves& x) { return reinterpret_cast<const bf16*>(x.typed_data()); }
+inline const bf16* data_of(const Halves& x) {
+  return reinterpret_cast<const bf16*>(x.typed_data());
+}
 
 inline bf16* data_of(xla::ffi::Result<Halves>& x) {
   return reinterpret_cast<bf16*>(x->typed_data());
@@ -55,6 +57,13 @@ inline std::vector<Weight> weights_of(const xla::ffi::RemainingArgs& arguments) 
                             *arguments.get<xla::ffi::AnyBuffer>(i + 1))
                           .at(0));
   return weights;
+}
+
+// What one row takes of multiplications.
+inline int64_t multiplications(const std::vector<Weight>& weights) {
+  int64_t sum = 0;
+  for (const Weight& w : weights) sum += w.rows * w.columns;
+  return sum;
 }
 
 // x times each weight, side by side, to rows of `out`, `width` apart.
