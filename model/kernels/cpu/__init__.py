@@ -1,6 +1,6 @@
-"""Fast paths of a CPU that has dot products of bfloat16: products, attention, the cache's order.
+"""Fast paths of a CPU with AVX-512: a layer in four calls, the head's product, the cache's order.
 
-Each stands beside the plain form that defines it, in ``quantization``, ``moe`` and ``attention``.
+Each call stands for a stretch of ``transformer.transformer_layer``, which defines what it gives.
 They are C++ that a compiler on this machine makes into a library when it is first needed; without
 one, or on another CPU, the plain forms are used.
 """
