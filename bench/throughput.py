@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import logging
 import pathlib
 import resource
 import subprocess
@@ -141,6 +142,7 @@ def measure_start(model: str, cache: str) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints the tables, and on request records them."""
+    logging.basicConfig(level=logging.ERROR)  # as the command does: Beam warns of what is no matter
     parser = argparse.ArgumentParser(
         prog="python -m bench.throughput",
         description=__doc__,
