@@ -49,7 +49,7 @@ class Page:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PagedCache:
-    """Pages of C tokens; page 0 belongs to no sequence and takes the writes of unused rows.
+    """Pages of C tokens; page 0 belongs to no sequence; writes of unused rows end there.
 
     Attributes:
       keys: [L, pages, K, C, N]: what one head keeps of a page lies together. On a CPU bfloat16 is

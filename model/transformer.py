@@ -2,6 +2,7 @@
 
 All but attention runs over flat token rows, in tiles of a fixed row count: a compiler may add in
 another order for another shape, and a row's bits must not depend on how many others there are.
+The CPU's kernels add in one order and need no tiles.
 Axis letters are in config.py; T counts token rows here, R the rows of a tile.
 
 Under tensor parallelism (inside ``shard_map``) each device holds its part of heads, expert width

@@ -35,15 +35,15 @@ _log = logging.getLogger(__name__)
 @functools.cache
 def load() -> bool:
     """Whether the kernels can be used here; compiles them if that has not been done."""
-    reason = _unfit()
-    if reason is None:
-        try:
-            _register(_built())
-            return True
-        except (OSError, subprocess.SubprocessError) as error:
-            reason = str(error)
-    _log.info("CPU kernels are not used: %s", reason)
-    return False
+    if reason := _unfit():
+        _log.info("CPU kernels are not used: %s", reason)
+        return False
+    try:
+        _register(_built())
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("CPU kernels are not used, and all is slower: %s", error)
+        return False
+    return True
 
 
 def _unfit() -> str | None:

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -15,10 +16,10 @@ namespace grok1 {
 
 // The threads that work off one round of items after another, as long as the team lives.
 //
-// The caller works too and waits only for items that a thread has begun, so a team is safe on a
-// thread of the pool itself: a helper that the pool starts late finds no item left. No item may
-// depend on another of its round, and none splits a sum: results have the same bits for any number
-// of threads.
+// The caller works too and waits only for items that a thread has begun: a helper that the pool
+// starts late finds no item left. A pool whose queue is full runs a helper on the caller's own
+// thread; that one has nothing to wait for and leaves. No item may depend on another of its round,
+// and none splits a sum: results have the same bits for any number of threads.
 class Team {
  public:
   // For work of so many multiplications in all, which says how many threads are worth waking.
@@ -26,10 +27,16 @@ class Team {
       : threads_(std::clamp<int64_t>(multiplications / kEach, 1,
                                      std::max<int64_t>(pool.num_threads(), 1))),
         last_(std::make_shared<Round>()) {
-    for (int64_t t = 1; t < threads_; ++t)
-      pool.Schedule([t, first = last_] {
+    const auto caller = std::this_thread::get_id();
+    // Small work is over before the pool wakes: helpers that come too late must not pile up.
+    for (int64_t t = 1; t < threads_ && asleep_ < pool.num_threads(); ++t) {
+      ++asleep_;
+      pool.Schedule([t, caller, first = last_] {
+        --asleep_;
+        if (std::this_thread::get_id() == caller) return;
         for (auto round = first; round; round = round->following()) round->work(t);
       });
+    }
   }
 
   ~Team() { last_->end(nullptr); }
@@ -69,7 +76,7 @@ class Team {
         Stretch& stretch = stretches_[t % threads];
         for (int64_t i; (i = stretch.next.fetch_add(1)) < stretch.end; ++done) run_(body_, i);
       }
-      if (done && done_.fetch_add(done) + done == items_) done_.notify_all();
+      done_ += done;
     }
 
     void wait() { wait_until(done_, items_); }
@@ -77,7 +84,6 @@ class Team {
     void end(std::shared_ptr<Round> next) {
       next_ = std::move(next);
       ended_ = 1;
-      ended_.notify_all();
     }
 
     // The next round, once there is one; none if this was the last.
@@ -92,11 +98,17 @@ class Team {
       int64_t end;
     };
 
-    // Rounds are short, and waking a thread takes as long as many an item.
+    // Rounds are short: a thread that slept would wake too late.
     static void wait_until(const std::atomic<int64_t>& value, int64_t wanted) {
-      constexpr int kLooks = 1000;  // some 20 microseconds
-      for (int i = 0; i < kLooks && value != wanted; ++i) _mm_pause();
-      for (int64_t seen; (seen = value) != wanted;) value.wait(seen);
+      constexpr int kLooks = 1000;  // some 20 microseconds, before others are let in
+      for (int looks = 0; value != wanted;) {
+        if (++looks < kLooks) {
+          _mm_pause();
+        } else {
+          looks = kLooks;
+          std::this_thread::yield();
+        }
+      }
     }
 
     void (*run_)(const void*, int64_t) = nullptr;
@@ -108,7 +120,9 @@ class Team {
     std::atomic<int64_t> ended_{0};
   };
 
-  static constexpr int64_t kEach = 1 << 15;  // of a thread: less is done before another is awake
+  static constexpr int64_t kEach = 1 << 15;  // for less, no thread is asked to help
+
+  static inline std::atomic<int64_t> asleep_{0};  // helpers that the pools have not started yet
 
   int64_t threads_;
   std::shared_ptr<Round> last_;

@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +54,44 @@ def test_a_row_of_a_product_does_not_depend_on_the_others():
     for count in range(1, 62):
         start = 61 - count
         assert (np.asarray(multiply(everything[start:], w)) == alone[start:]).all(), count
+
+
+MANY_CALLS = """
+import threading
+import jax, jax.numpy as jnp
+from model.kernels.cpu import build, products
+assert build.load()
+x, w = jnp.ones((8, 512), jnp.bfloat16), products.pack(jnp.ones((512, 32), jnp.bfloat16))
+
+@jax.jit
+def many(x):
+    def call(_, x):
+        return (products.matmul(x, w).sum() * 0).astype(x.dtype) + x
+    return jax.lax.fori_loop(0, 20_000, call, x)
+
+threads = [threading.Thread(target=lambda: many(x).block_until_ready()) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_calls_that_are_over_before_the_pool_wakes_end():
+    run = subprocess.run([sys.executable, "-c", MANY_CALLS], timeout=120, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+
+
+def test_a_team_does_all_of_each_round_whatever_room_the_pool_has(tmp_path):
+    here, program = pathlib.Path(__file__).parent, tmp_path / "team"
+    kernels = pathlib.Path(build.__file__).parent
+    command = [build._compiler(), "-std=c++20", "-O1", "-pthread", *build.features()]
+    command += [f"-I{here / 'pool'}", f"-I{kernels}", here / "team.cc", "-o", program]
+    subprocess.run(command, check=True)
+    for threads, room, calls in ((1, 4, 50), (2, 1_000_000, 2000), (3, 64, 2000), (8, 2, 200)):
+        sizes = map(str, (threads, room, calls))
+        run = subprocess.run([program, *sizes], timeout=60, capture_output=True, text=True)
+        assert run.stdout == "right\n", (threads, room)
 
 
 def test_sizes_that_the_kernels_do_not_take_are_left_to_the_plain_form():

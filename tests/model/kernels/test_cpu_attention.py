@@ -1,6 +1,9 @@
 """Projection, cache and attention by the CPU's kernels, beside the plain forms that define them."""
 
 import dataclasses
+import hashlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -151,3 +154,22 @@ def test_a_token_is_projected_alone_as_among_others_and_only_as_many_as_are_used
         own = slice(i, i + 1)
         one = case.by_kernels(hidden[own], positions[own], Place(at.page[own], at.offset[own]), 1)
         assert (np.asarray(one[0])[0] == query[i]).all()
+
+
+def digest() -> str:
+    """Of one sequence, whose heads threads share, and of many: a thread takes all of one's."""
+    digests = hashlib.sha256()
+    for lengths in ([60], [30] * 9):
+        case, count = Case(TINY, 16, lengths), len(lengths)
+        fast, _ = case.run(np.arange(count), np.array(lengths) - 1)
+        each = np.arange(count)[:, None], np.array(lengths)[:, None] - 1, np.arange(count)
+        for array in (case.fast.keys, case.fast.values, case.attend(fast, case.fast, *each)):
+            digests.update(np.asarray(array).tobytes())
+    return digests.hexdigest()
+
+
+def test_threads_do_not_change_a_bit():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += f"from {__name__} import digest; print(digest())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == digest()
