@@ -28,8 +28,8 @@ class Counters:
         rows, drew = used.size, int(used.sum())
         self.decode_rows += rows
         self.decode_rows_used += drew
-        self.drafted_tokens += int(np.sum(results.rounds.drafted))
-        self.accepted_tokens += int(np.sum(results.rounds.accepted))
+        self.drafted_tokens += int(np.asarray(results.rounds.drafted).sum())
+        self.accepted_tokens += int(np.asarray(results.rounds.accepted).sum())
         if results.waiting:
             self.decode_rows_waiting += rows - drew
             self.decode_rows_wanted += rows
