@@ -110,10 +110,8 @@ ffi::Error experts(ffi::ThreadPool pool, float epsilon, Halves x, Matrix,
       for (int64_t c = t * choices; c < (t + 1) * choices; ++c)
         for (int64_t d = 0; d < width; ++d)
           mixed[d] += gates.typed_data()[c] * result[c * width + d];
-      float* stream = hidden->typed_data() + t * width;
-      norm(mixed.data(), post_norm.typed_data(), width, epsilon, [&](int64_t i, __m512 output) {
-        _mm512_storeu_ps(stream + i, _mm512_add_ps(_mm512_loadu_ps(stream + i), output));
-      });
+      add_normed(mixed.data(), post_norm.typed_data(), width, epsilon,
+                 hidden->typed_data() + t * width);
     }
   });
   return ffi::Error::Success();

@@ -31,6 +31,14 @@ void norm(const float* x, const float* scale, int64_t count, float epsilon, cons
                           _mm512_loadu_ps(scale + i)));
 }
 
+// stream += x / rms(x) * scale.
+inline void add_normed(const float* x, const float* scale, int64_t count, float epsilon,
+                       float* stream) {
+  norm(x, scale, count, epsilon, [&](int64_t i, __m512 value) {
+    _mm512_storeu_ps(stream + i, _mm512_add_ps(_mm512_loadu_ps(stream + i), value));
+  });
+}
+
 inline void store_bf16(bf16* to, __m512 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bf16(x));
 }

@@ -76,10 +76,7 @@ ffi::Error route(ffi::ThreadPool pool, float epsilon, Halves mixed, Matrix, Scal
     std::vector<float> normed(width), shares(count);
     for (int64_t t = item * kTokens; t < std::min(tokens, (item + 1) * kTokens); ++t) {
       float* stream = hidden->typed_data() + t * width;
-      norm(outputs->typed_data() + t * width, post_norm.typed_data(), width, epsilon,
-           [&](int64_t i, __m512 output) {
-             _mm512_storeu_ps(stream + i, _mm512_add_ps(_mm512_loadu_ps(stream + i), output));
-           });
+      add_normed(outputs->typed_data() + t * width, post_norm.typed_data(), width, epsilon, stream);
       bf16* operand = data_of(x) + t * width;
       norm(stream, moe_norm.typed_data(), width, epsilon, [&](int64_t i, __m512 value) {
         _mm512_storeu_ps(normed.data() + i, value);

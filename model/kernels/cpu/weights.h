@@ -73,7 +73,7 @@ inline void multiply_all(Team& team, Rows x, const std::vector<Weight>& weights,
     const Weight* weight;
     int64_t panel, column, begin, end;
   };
-  // Rows in parts of whole tiles, where there would else be too few items to share out evenly.
+  // Rows in parts of a few tiles, where there would else be too few items to share out evenly.
   constexpr int64_t kPart = 4 * kTileRows, kEach = 16;
   int64_t pairs = 0;
   for (const Weight& w : weights) pairs += w.panels() / 2;

@@ -1,6 +1,8 @@
 """Random weights and rows for the tests of the CPU kernels, and how near results must be."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -60,3 +62,11 @@ def close(got, want, tolerance=2e-6):
     most = float(abs(np.asarray(want, np.float32)).max())
     got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
     np.testing.assert_allclose(got, want, atol=tolerance * most, rtol=0)
+
+
+def digest_on_one_cpu(module: str) -> str:
+    """What ``digest`` of a module gives in a process that has one processor, so one thread."""
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += f"from {module} import digest; print(digest())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return run.stdout.strip()

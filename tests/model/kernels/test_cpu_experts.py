@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import hashlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,16 @@ from model.kernels.cpu import layer as kernels
 from model.moe import Routing, mixture, route, router_logits
 from model.quantization import matmul
 from model.transformer import rms_norm
-from tests.model.kernels.cpu import BF16, TINY, close, layer_of, packed, rows, sized
+from tests.model.kernels.cpu import (
+    BF16,
+    TINY,
+    close,
+    digest_on_one_cpu,
+    layer_of,
+    packed,
+    rows,
+    sized,
+)
 
 pytestmark = pytest.mark.skipif(
     not build.load(), reason="needs a CPU with AVX-512 and a C++ compiler"
@@ -118,10 +125,7 @@ def digest() -> str:
 
 
 def test_threads_do_not_change_a_bit():
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += f"from {__name__} import digest; print(digest())"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == digest()
+    assert digest_on_one_cpu(__name__) == digest()
 
 
 def test_calls_side_by_side_do_not_disturb_each_other():
